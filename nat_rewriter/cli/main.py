@@ -1,0 +1,83 @@
+"""The ``natctl`` command: finds the subcommand, runs it, and turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from nat_rewriter import __version__
+from nat_rewriter.errors import EXIT_FAILED, EXIT_USAGE, NatctlError, exit_code_of
+
+# Name of the command -> module that has it, and its one line of help: a module is imported only when it is run.
+COMMANDS = {
+    "render": ("nat_rewriter.cli.ruleset", "Print the nft ruleset that the configuration means."),
+    "diff": ("nat_rewriter.cli.ruleset", "Show what apply would change in the kernel."),
+    "apply": ("nat_rewriter.cli.ruleset", "Make the kernel match the configuration, in one transaction."),
+    "remove": ("nat_rewriter.cli.ruleset", "Take all of natctl's own state out of the kernel."),
+    "status": ("nat_rewriter.cli.status", "Show slices, their use, leaks, drift and sysctls."),
+    "check": ("nat_rewriter.cli.check", "Look once: conntrack, sockets and ruleset against the configuration."),
+    "watch": ("nat_rewriter.cli.watch", "The same, live, from conntrack events."),
+    "flows": ("nat_rewriter.cli.flows", "List the flow table."),
+    "lab": ("nat_rewriter.cli.lab", "Try natctl in network namespaces of its own."),
+    "doctor": ("nat_rewriter.cli.doctor", "Say what works on this host, what does not, and how to mend it."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports the module of a subcommand only when that subcommand runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the contract."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of that name, imported now."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="natctl")
+def natctl() -> None:
+    """Share addresses between hosts by port slices.
+
+    Packet rewriting and ordinary sockets use the same slice without breaking each other.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors are written to standard error as one line."""
+    try:
+        result = natctl.main(args=list(arguments), prog_name="natctl", standalone_mode=False)
+        sys.stdout.flush()
+    except NatctlError as error:
+        click.echo(f"natctl: {error}", err=True)
+        return exit_code_of(error)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("natctl: interrupted", err=True)
+        return EXIT_FAILED
+    except BrokenPipeError:
+        # What is still buffered cannot be written: keep the interpreter from trying again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        click.echo("natctl: write output: standard output was closed by its reader", err=True)
+        return EXIT_FAILED
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the ``natctl`` script."""
+    sys.exit(run(sys.argv[1:]))

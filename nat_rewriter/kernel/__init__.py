@@ -1,0 +1,1 @@
+"""All that needs Linux or privilege, one edge a file."""

@@ -1,0 +1,90 @@
+"""What the operator wants: the checked content of a configuration."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+from nat_rewriter.model.slices import Address, PortRange, Slice
+
+Network = IPv4Network | IPv6Network
+
+
+class Coexist(enum.Enum):
+    """How local sockets and packet rewriting share a slice."""
+
+    OFF = "off"
+    CONFINE = "confine"
+    REFUSE = "refuse"
+    SPLIT = "split"
+
+
+class Guard(enum.Enum):
+    """What happens to packets that leave a soft-unicast address outside its slices."""
+
+    DROP = "drop"
+    COUNT = "count"
+    OFF = "off"
+
+
+class Spread(enum.Enum):
+    """What chooses among several ranges: a hash of the source, a hash of the 4-tuple, or chance."""
+
+    CLIENT = "client"
+    FLOW = "flow"
+    RANDOM = "random"
+
+
+class Timestamps(enum.Enum):
+    """What happens to the TCP timestamp option of forwarded SYNs."""
+
+    KEEP = "keep"
+    STRIP = "strip"
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """The settings of the whole: the table's name and the behaviour of its chains."""
+
+    table: str = "natctl"
+    coexist: Coexist = Coexist.CONFINE
+    guard: Guard = Guard.DROP
+    srcnat_priority: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class SnatRule:
+    """Packets that match all given fields are rewritten into one of the slices; empty fields match everything."""
+
+    name: str
+    slices: tuple[Slice, ...]
+    iifname: tuple[str, ...] = ()
+    oifname: tuple[str, ...] = ()
+    source: tuple[Network, ...] = ()
+    destination: tuple[Network, ...] = ()
+    mark: int | None = None
+    spread: Spread = Spread.CLIENT
+    exclude: tuple[Network, ...] = ()
+    timestamps: Timestamps = Timestamps.KEEP
+
+
+@dataclass(frozen=True, slots=True)
+class DnatRule:
+    """Unsolicited packets to ports of a slice go to ``to``: the same port there, or ``to_port``."""
+
+    name: str
+    slice: Slice
+    ranges: tuple[PortRange, ...]
+    to: Address
+    to_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A whole checked configuration. SNAT rules are in file order: the first match wins."""
+
+    controller: Controller
+    slices: tuple[Slice, ...]
+    snat: tuple[SnatRule, ...] = ()
+    dnat: tuple[DnatRule, ...] = ()
