@@ -65,7 +65,8 @@ class SnatRule:
     destination: tuple[Network, ...] = ()
     mark: int | None = None
     spread: Spread = Spread.CLIENT
-    exclude: tuple[Network, ...] = ()
+    exclude: tuple[Network, ...] = ()  # destinations never rewritten
+    exclude_source: tuple[Network, ...] = ()  # sources never rewritten
     timestamps: Timestamps = Timestamps.KEEP
 
 

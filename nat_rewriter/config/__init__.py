@@ -1,0 +1,61 @@
+"""TOML -> checked policy; every problem at once, with file and key path. docs/reference.toml has every key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nat_rewriter.config import values
+from nat_rewriter.config.dnat import read_dnat
+from nat_rewriter.config.section import Report, Section
+from nat_rewriter.config.slices import read_slices
+from nat_rewriter.config.snat import read_snat
+from nat_rewriter.config.source import Document, parse_document, read_bytes
+from nat_rewriter.errors import ConfigError
+from nat_rewriter.model.policy import Coexist, Controller, Guard, Policy
+
+__all__ = ["check_document", "read_policy"]
+
+# The kernel takes source NAT only after conntrack (-200), and the guard looks at what it made at 300.
+FIRST_PRIORITY = -199
+LAST_PRIORITY = 299
+
+
+def read_policy(source: bytes | Path, name: str | None = None) -> Policy:
+    """Return the policy that a TOML file, or its content, means.
+
+    ``name`` stands for the file in problems. Raises ConfigError with every problem of the file.
+    """
+    if isinstance(source, Path):
+        return check_document(parse_document(read_bytes(source), name or str(source)), name or str(source))
+    file = name or "<configuration>"
+    return check_document(parse_document(source, file), file)
+
+
+def check_document(document: Document, file: str) -> Policy:
+    """Return the policy that a parsed TOML document means; raise ConfigError with every problem of it."""
+    report = Report(file)
+    root = Section(report, "", document)
+    root.required("version", values.integer(1, 1, 1))
+    settings = root.table("controller")
+    controller = _read_controller(settings) if settings else Controller()
+    slices = read_slices(root, controller.coexist if settings and settings.sound("coexist") else None)
+    snat = read_snat(root, slices)
+    dnat = read_dnat(root, slices)
+    root.refuse_unknown()
+    if report.problems:
+        raise ConfigError(report.problems)
+    return Policy(controller, tuple(owned for owned in slices.values() if owned), tuple(snat), tuple(dnat))
+
+
+def _read_controller(section: Section) -> Controller:
+    usual = Controller()
+    controller = Controller(
+        table=section.one("table", values.table_name, usual.table),
+        coexist=section.one("coexist", values.choice(Coexist), usual.coexist),
+        guard=section.one("guard", values.choice(Guard), usual.guard),
+        srcnat_priority=section.one(
+            "srcnat_priority", values.integer(FIRST_PRIORITY, LAST_PRIORITY, 100), usual.srcnat_priority
+        ),
+    )
+    section.refuse_unknown()
+    return controller

@@ -1,0 +1,85 @@
+"""``[[snat]]``: which forwarded packets are rewritten, and into which slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+
+from nat_rewriter.config import values
+from nat_rewriter.config.section import Section, refuse_repeated_names, suggestion
+from nat_rewriter.config.slices import SlicesByName
+from nat_rewriter.model.policy import Network, SnatRule, Spread, Timestamps
+from nat_rewriter.model.slices import Slice
+
+MATCHES = ("iifname", "oifname", "source", "destination", "mark")
+LAST_MARK = 2**32 - 1
+
+
+def read_snat(root: Section, slices: SlicesByName) -> list[SnatRule]:
+    """Return the sound SNAT rules of a file, in its order."""
+    read = [_read_rule(section, slices) for section in root.tables("snat")]
+    refuse_repeated_names((section, name) for section, name, _ in read)
+    return [rule for _, _, rule in read if rule]
+
+
+def _read_rule(section: Section, slices: SlicesByName) -> tuple[Section, str | None, SnatRule | None]:
+    name = section.required("name", values.name)
+    chosen = _read_slices(section, slices)
+    rule = SnatRule(
+        name=name or "",
+        slices=chosen,
+        iifname=tuple(section.distinct("iifname", values.interface, single=True).values()),
+        oifname=tuple(section.distinct("oifname", values.interface, single=True).values()),
+        source=_read_networks(section, "source", chosen),
+        destination=_read_networks(section, "destination", chosen),
+        mark=section.one("mark", values.integer(0, LAST_MARK, 16), None),
+        spread=section.one("spread", values.choice(Spread), Spread.CLIENT),
+        exclude=_read_networks(section, "exclude"),
+        exclude_source=_read_networks(section, "exclude_source"),
+        timestamps=section.one("timestamps", values.choice(Timestamps), Timestamps.KEEP),
+    )
+    section.refuse_unknown()
+    _refuse_matchless(section, rule)
+    return section, name, rule if section.clean else None
+
+
+def _read_slices(section: Section, slices: SlicesByName) -> tuple[Slice, ...]:
+    """Return the slices of the rule; none at all when one of them is unknown or faulty."""
+    names = section.distinct("slices", values.text)
+    if not section.has("slices"):
+        section.refuse("slices", 'the names of one or more slices, e.g. ["ams-1"]')
+    for index, name in names.items():
+        if name not in slices:
+            section.refuse("slices", f"the name of a [[slice]]{suggestion(name, slices)}", index)
+    found = [slices.get(name) for name in names.values()]
+    sound = section.sound("slices") and all(found)
+    return tuple(owned for owned in found if owned) if sound else ()
+
+
+def _read_networks(section: Section, key: str, slices: Iterable[Slice] = ()) -> tuple[Network, ...]:
+    """Return the merged networks of a key; given slices, one of another family than all of them is a problem."""
+    items = section.many(key, values.network, single=True)
+    families = {owned.address.version for owned in slices}
+    for index, network in items.items():
+        if families and network.version not in families:
+            section.refuse(key, f"IPv{families.pop()} networks, the family of the rule's slices", index)
+            families = {owned.address.version for owned in slices}
+    return merge_networks(items.values())
+
+
+def merge_networks(networks: Iterable[Network]) -> tuple[Network, ...]:
+    """Return networks that cover the same addresses and neither overlap nor could be one, IPv4 first."""
+    listed = list(networks)
+    ipv4 = collapse_addresses(network for network in listed if isinstance(network, IPv4Network))
+    ipv6 = collapse_addresses(network for network in listed if isinstance(network, IPv6Network))
+    return (*ipv4, *ipv6)
+
+
+def _refuse_matchless(section: Section, rule: SnatRule) -> None:
+    """Report a rule that would match every packet, or none."""
+    if not any(section.has(key) for key in MATCHES):
+        section.refuse("source", f"at least one of {', '.join(MATCHES)}: this rule would match every packet")
+    sources = {network.version for network in rule.source}
+    destinations = {network.version for network in rule.destination}
+    if sources and destinations and not sources & destinations:
+        section.refuse("destination", f"a network of IPv{min(sources)} as in source: no packet has two families")

@@ -1,0 +1,59 @@
+"""Bytes of a configuration -> TOML document; one problem says why there is none."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from nat_rewriter.errors import ConfigError, Problem
+
+Document = dict[str, object]
+
+# tomllib tells the place inside its message: "Unclosed array (at line 3, column 9)".
+PLACE = re.compile(r"(?P<reason>.*) \(at (?P<place>line \d+, column \d+|end of document)\)", re.DOTALL)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of the file; raise ConfigError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        reason = "does not exist"
+    except IsADirectoryError:
+        reason = "is a directory"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+    raise _fault(str(path), "file", reason, "expected a readable TOML file; --config PATH names another one")
+
+
+def parse_document(content: bytes, file: str) -> Document:
+    """Return the document as plain dicts, lists and scalars; raise ConfigError with the line of a syntax error."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _fault(file, f"line {line}", f"byte 0x{content[error.start]:02x}", "expected UTF-8 text") from None
+    if not text.strip():
+        raise _fault(file, "file", "empty", "expected at least version = 1 and one [[slice]]")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise _fault(
+            file, "file", "nested too deep", "expected tables and lists as docs/reference.toml has them"
+        ) from None
+    except ValueError as error:  # TOMLDecodeError, and what int() and datetime raise beneath it
+        raise _syntax_fault(file, text, str(error)) from None
+
+
+def _syntax_fault(file: str, text: str, message: str) -> ConfigError:
+    match = PLACE.fullmatch(message)
+    reason, place = (match["reason"], match["place"]) if match else (message, "file")
+    lines = text.splitlines()
+    number = int(place.split()[1].rstrip(",")) if place.startswith("line") else len(lines)
+    line = lines[number - 1].strip() if number <= len(lines) else ""
+    return _fault(file, place, ascii(line[:80]), f"expected TOML: {reason[:1].lower()}{reason[1:]}")
+
+
+def _fault(file: str, path: str, value: str, expected: str) -> ConfigError:
+    return ConfigError([Problem(file, path, value, expected)])
