@@ -1,0 +1,44 @@
+"""For all tests: where everything must run, a skip is a failure; and nothing of a lab may be left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+
+REQUIRE_ALL = "NATCTL_REQUIRE_ALL"
+
+
+def _fail_skipped(report: Any) -> None:
+    """Turn a skip into a failure that keeps the reason; an expected failure stays one."""
+    if os.environ.get(REQUIRE_ALL) and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"{REQUIRE_ALL} is set, but: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    _fail_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    report = yield
+    _fail_skipped(report)
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fail at the end of the run when a lab of this process still stands."""
+    yield
+    from netns_lab import namespaces, state
+
+    ours = f"{os.getpid()}-"
+    left = sorted(name for name in {*namespaces.list_labs(), *state.names()} if name.startswith(ours))
+    assert not left, f"labs were left behind, natctl lab down NAME takes them away: {left}"
