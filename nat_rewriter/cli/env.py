@@ -96,7 +96,7 @@ def common_options(*, json: bool = False, config: bool = True) -> Callable[[Call
 
 
 def _options(json: bool, config: bool) -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
-    options = [
+    options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         click.option("--netns", metavar="NAME|PATH", help="Work in this network namespace."),
         click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
         click.option("-v", "--verbose", count=True, help="Say more about what is done."),

@@ -90,6 +90,7 @@ class Finding:
     wire_sport: int | None = None
     victim: Party | None = None
     holder: Party | None = None
+    subject: str | None = None  # what tells findings of a kind apart where the tuple does not; not printed
     extra: dict[str, Any] = field(default_factory=dict)  # further fields of the kind, printed as they are
 
     @property
@@ -100,4 +101,4 @@ class Finding:
     @property
     def identity(self) -> Identity:
         """What makes a finding the same one when it is seen again."""
-        return (self.kind, self.slice, self.protocol, self.tuple, self.extra.get("subject"))
+        return (self.kind, self.slice, self.protocol, self.tuple, self.subject)

@@ -66,8 +66,8 @@ class SnatRule:
     mark: int | None = None
     spread: Spread = Spread.CLIENT
     exclude: tuple[Network, ...] = ()  # destinations never rewritten
-    exclude_source: tuple[Network, ...] = ()  # sources never rewritten
     timestamps: Timestamps = Timestamps.KEEP
+    exclude_source: tuple[Network, ...] = ()  # sources never rewritten
 
 
 @dataclass(frozen=True, slots=True)

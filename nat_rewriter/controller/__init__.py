@@ -1,0 +1,1 @@
+"""Where the two pipelines meet: intent (config to kernel) and observation (kernel to findings)."""

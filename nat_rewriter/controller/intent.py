@@ -1,0 +1,109 @@
+"""Intent: what the policy means, what the kernel has, and the transaction between them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nat_rewriter.errors import NftError
+from nat_rewriter.kernel.lock import table_lock
+from nat_rewriter.kernel.nft import KernelNft, Nft
+from nat_rewriter.model.policy import Policy
+from nat_rewriter.model.ruleset import LiveTable, Ruleset
+from nat_rewriter.model.transaction import Transaction
+from nat_rewriter.plan import SetChange, plan, plan_removal, set_changes
+from nat_rewriter.render import render
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The wanted table, the live one, and the transaction from one to the other."""
+
+    wanted: Ruleset
+    wanted_listing: str
+    live: LiveTable | None
+    transaction: Transaction
+
+    @property
+    def action(self) -> str:
+        """What the transaction does to the table as a whole: none, create, rebuild or update."""
+        if not self.transaction:
+            return "none"
+        if self.live is None:
+            return "create"
+        return "rebuild" if self.live.listing != self.wanted_listing else "update"
+
+    @property
+    def sets(self) -> list[SetChange]:
+        """What differs, set by set."""
+        return list(set_changes(self.wanted, self.live or LiveTable(self.wanted.table, "")))
+
+    def rule_lines(self) -> list[str]:
+        """Return what differs outside of the elements, as lines of a unified diff."""
+        have = self.live.listing.splitlines() if self.live else []
+        lines = difflib.unified_diff(
+            have, self.wanted_listing.splitlines(), "kernel", "configuration", lineterm="", n=1
+        )
+        return list(lines)
+
+
+def read_change(policy: Policy, nft: Nft) -> Change:
+    """Compare the policy with the kernel; change nothing."""
+    wanted = render(policy)
+    live = nft.read(wanted.table)
+    listing = nft.listing_of(wanted.table, wanted.skeleton)
+    return Change(wanted, listing, live, plan(wanted, listing, live))
+
+
+def apply(policy: Policy, nft: Nft) -> Change:
+    """Make the kernel match the policy in one transaction, and return what was changed.
+
+    Raises LockHeld, or NftError with the kernel as it was before; NftError also where what was read back differs.
+    """
+    with table_lock(policy.controller.table):
+        change = read_change(policy, nft)
+        nft.check(change.transaction)
+        nft.run(change.transaction)
+        if change.transaction:
+            _verify(change, nft)
+    return change
+
+
+def remove(table: str, nft: Nft) -> bool:
+    """Take natctl's table out of the kernel; tell whether there was one."""
+    with table_lock(table):
+        transaction = plan_removal(nft.read(table))
+        nft.run(transaction)
+    return bool(transaction)
+
+
+def read_drift(policy: Policy) -> list[str]:
+    """Return how the live table differs from the policy, as lines for people; none where it does not."""
+    with KernelNft() as nft:
+        return list(drift_lines(read_change(policy, nft)))
+
+
+def drift_lines(change: Change) -> Iterator[str]:
+    """Yield the difference between kernel and policy: + is missing in the kernel, - is there and not wanted."""
+    if change.action == "none":
+        return
+    if change.live is None:
+        yield f"+table inet {change.wanted.table}"
+        return
+    yield from change.rule_lines()
+    for one in change.sets:
+        yield from (f"-{one.set}: {element_line(key, value)}" for key, value in one.removed.items())
+        yield from (f"+{one.set}: {element_line(key, value)}" for key, value in one.added.items())
+
+
+def element_line(key: str, value: str) -> str:
+    """Return an element of a set or map as nft writes it."""
+    return f"{key} : {value}" if value else key
+
+
+def _verify(change: Change, nft: Nft) -> None:
+    live = nft.read(change.wanted.table)
+    left = plan(change.wanted, change.wanted_listing, live)
+    if left:
+        raise NftError("read back ruleset", 0, "the kernel holds something else than was sent: see natctl diff")

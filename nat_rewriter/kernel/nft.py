@@ -1,0 +1,209 @@
+"""nftables of this network namespace, through libnftables in a process of its own.
+
+Text for writing, JSON for reading. Only the named table is ever listed: sets that a newer nft has written crash an
+older one when it lists them, and such a crash, a hang or garbage is an :class:`NftError` here, not the end of natctl.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
+
+from nat_rewriter.errors import NftError, PermissionNeeded, UnsupportedFeature
+from nat_rewriter.kernel import nft_listing
+from nat_rewriter.model.ruleset import LiveTable
+from nat_rewriter.model.transaction import CreateTable, Transaction
+from nat_rewriter.render.transaction import transaction_text
+
+WORKER = Path(__file__).with_name("nft_worker.py")
+NO_NAMESPACE = 77  # the worker's exit status: see nft_worker.py
+ANSWER_WITHIN_S = 120.0
+
+
+class Nft(Protocol):
+    """What natctl needs of nftables; the real one is :class:`KernelNft`, a fake is in ``nat_rewriter.testing``."""
+
+    def check(self, transaction: Transaction) -> None:
+        """Raise NftError if the kernel would not take the transaction; change nothing."""
+
+    def run(self, transaction: Transaction) -> None:
+        """Make all of the transaction happen, or raise NftError and change nothing."""
+
+    def read(self, table: str) -> LiveTable | None:
+        """Return the table as the kernel has it, None where there is none."""
+
+    def listing_of(self, table: str, skeleton: str) -> str:
+        """Return how this kernel and nft list a skeleton."""
+
+
+class KernelNft:
+    """nftables of the network namespace in which the calling thread is when the object is made."""
+
+    def __init__(self, answer_within_s: float = ANSWER_WITHIN_S) -> None:
+        self._worker = Worker([], answer_within_s)
+        self._answer_within_s = answer_within_s
+        self._listings: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process that holds libnftables."""
+        self._worker.close()
+
+    def check(self, transaction: Transaction) -> None:
+        """Raise NftError if the kernel would not take the transaction; change nothing."""
+        if transaction:
+            self._ask("check ruleset", text=transaction_text(transaction), check=True)
+
+    def run(self, transaction: Transaction) -> None:
+        """Make all of the transaction happen, or raise NftError and change nothing."""
+        if transaction:
+            self._ask("load ruleset", text=transaction_text(transaction))
+
+    def read(self, table: str) -> LiveTable | None:
+        """Return the table as the kernel has it, None where there is none."""
+        command = f"list table inet {table}"
+        answer = self._worker.ask(text=command, stateless=True, terse=True)
+        if answer["code"] != 0 and "No such file or directory" in answer["error"]:
+            return None
+        _raise_for("list ruleset", answer)
+        # Stateless would leave out the time an element has left, which a rebuilt table needs.
+        elements = self._ask("list ruleset", text=command, json=True)
+        return LiveTable(table, answer["output"], nft_listing.elements_of(_parsed(elements)))
+
+    def listing_of(self, table: str, skeleton: str) -> str:
+        """Return how this kernel and nft list a skeleton, tried out in a network namespace that ends at once.
+
+        Raises UnsupportedFeature where no such namespace may be made.
+        """
+        if skeleton not in self._listings:
+            self._listings[skeleton] = self._try_out(table, skeleton)
+        return self._listings[skeleton]
+
+    def _try_out(self, table: str, skeleton: str) -> str:
+        scratch = Worker(["--scratch"], self._answer_within_s)
+        try:
+            made = scratch.ask(text=transaction_text(Transaction((CreateTable(table, skeleton),))))
+            _raise_for("check ruleset", made)
+            listed = scratch.ask(text=f"list table inet {table}", stateless=True, terse=True)
+            _raise_for("list ruleset", listed)
+            return str(listed["output"])
+        finally:
+            scratch.close()
+
+    def _ask(self, operation: str, **request: object) -> str:
+        answer = self._worker.ask(**request)
+        _raise_for(operation, answer)
+        return str(answer["output"])
+
+
+class Worker:
+    """A process with libnftables in it, in the network namespace of the thread that made it."""
+
+    def __init__(self, arguments: list[str], answer_within_s: float) -> None:
+        self._answer_within_s = answer_within_s
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(WORKER), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        _end(self._process)
+
+    def ask(self, **request: object) -> dict[str, Any]:
+        """Send a request and return its answer: code, output and error."""
+        message = json.dumps(request).encode()
+        try:
+            stream = _stream(self._process.stdin)
+            stream.write(struct.pack("<I", len(message)) + message)
+            stream.flush()
+            (size,) = struct.unpack("<I", self._receive(4))
+            return dict(json.loads(self._receive(size)))
+        except (BrokenPipeError, ValueError):
+            raise self._failed("crashed or answered garbage") from None
+
+    def _receive(self, size: int) -> bytes:
+        parts: list[bytes] = []
+        stream = _stream(self._process.stdout)
+        with selectors.DefaultSelector() as selector:
+            selector.register(stream, selectors.EVENT_READ)
+            while size:
+                if not selector.select(self._answer_within_s):
+                    self._process.kill()
+                    raise self._failed(f"did not answer within {self._answer_within_s:g} s")
+                part = os.read(stream.fileno(), min(size, 1 << 20))
+                if not part:
+                    raise self._failed("ended before it answered")
+                parts.append(part)
+                size -= len(part)
+        return b"".join(parts)
+
+    def _failed(self, how: str) -> Exception:
+        """Return what to raise for a worker that is of no more use; it is ended here."""
+        told = _end(self._process)
+        if self._process.returncode == NO_NAMESPACE:
+            needs = "CAP_SYS_ADMIN, or user namespaces that any user may make"
+            return UnsupportedFeature("compare rulesets in a network namespace", needs, "neither")
+        return _worker_error(self._process.returncode, how, told)
+
+
+def _worker_error(status: int, how: str, told: str) -> Exception:
+    if "libnftables.so" in told or "No module named 'nftables'" in told:
+        return UnsupportedFeature("nftables", "libnftables 1.0.6 or newer (Debian: libnftables1)", "no library")
+    if status < 0 and status != -signal.SIGKILL:
+        how = f"libnftables was ended by {signal.Signals(-status).name}"
+    last_line = told.strip().splitlines()[-1:] or [f"exit status {status}"]
+    return NftError("run libnftables", errno.EIO, f"{how}: {last_line[0]!r}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> str:
+    """End a worker and return what it wrote to standard error."""
+    if process.stdin and process.stdin.closed:
+        return ""
+    try:
+        _, told = process.communicate(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, told = process.communicate()
+    return told.decode(errors="replace")
+
+
+def _stream(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None, "the worker was started with pipes"
+    return stream
+
+
+def _parsed(output: str) -> list[Mapping[str, Any]]:
+    try:
+        return list(json.loads(output)["nftables"])
+    except (ValueError, KeyError, TypeError):
+        raise NftError("list ruleset", errno.EPROTO, f"nft answered what is no listing: {output[:80]!r}") from None
+
+
+def _raise_for(operation: str, answer: Mapping[str, Any]) -> None:
+    if answer["code"] == 0:
+        return
+    told = str(answer["error"]).strip()
+    if "Operation not permitted" in told:
+        raise PermissionNeeded(operation, "CAP_NET_ADMIN")
+    if "Protocol not supported" in told or "cache initialization failed: Invalid argument" in told:
+        raise UnsupportedFeature("nf_tables", "a kernel with CONFIG_NF_TABLES", told.splitlines()[0])
+    first_lines = "; ".join(told.splitlines()[:2])
+    raise NftError(operation, errno.EINVAL, first_lines or "refused without a word")

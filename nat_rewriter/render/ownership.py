@@ -1,0 +1,71 @@
+"""Elements that say what this host owns, and where a local flow may go inside its own slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from nat_rewriter.model.slices import PortRange, Protocol, Slice
+from nat_rewriter.render.spelling import concat
+
+PORT_PROTOCOLS = (Protocol.TCP, Protocol.UDP)
+
+
+def keep_chain(ports: PortRange) -> str:
+    """Return the name of the chain that keeps an IPv6 flow on its own address within a port range."""
+    return f"keep6_{ports.first}_{ports.last}"
+
+
+def soft_addresses(slices: Sequence[Slice]) -> dict[str, str]:
+    """Return the soft-unicast addresses: elements of ``soft4`` or ``soft6``."""
+    return {str(owned.address): "" for owned in slices}
+
+
+def owned_ports(slices: Sequence[Slice]) -> dict[str, str]:
+    """Return address . protocol . ports of every TCP and UDP slice: elements of ``owned4`` or ``owned6``."""
+    return {concat(owned.address, protocol.value, ports): "" for owned, protocol, ports in _port_ranges(slices)}
+
+
+def owned_echo(slices: Sequence[Slice]) -> dict[str, str]:
+    """Return address . echo ids of every ICMP slice: elements of ``echo4`` or ``echo6``."""
+    return {concat(owned.address, ports): "" for owned in _icmp_slices(slices) for ports in owned.ranges}
+
+
+def confined_ports(slices: Sequence[Slice], family: int) -> dict[str, str]:
+    """Map every owned range to itself: a local flow keeps a free port, and moves inside the range otherwise."""
+    return {
+        concat(owned.address, protocol.value, ports): _own_range(owned, ports, family)
+        for owned, protocol, ports in _port_ranges(slices)
+    }
+
+
+def confined_echo(slices: Sequence[Slice], family: int) -> dict[str, str]:
+    """Map every address to the largest range of its ICMP slice: where the echo ids of local pings go."""
+    largest: dict[str, tuple[Slice, PortRange]] = {}
+    for owned in _icmp_slices(slices):
+        for ports in owned.ranges:
+            best = largest.get(str(owned.address))
+            if best is None or len(ports) > len(best[1]):
+                largest[str(owned.address)] = (owned, ports)
+    return {address: _own_range(owned, ports, family) for address, (owned, ports) in largest.items()}
+
+
+def keep_ranges(slices: Sequence[Slice]) -> list[PortRange]:
+    """Return the distinct ranges of the slices: each is a chain, however many addresses share it (IPv6)."""
+    return sorted({ports for owned in slices for ports in owned.ranges})
+
+
+def _own_range(owned: Slice, ports: PortRange, family: int) -> str:
+    # A map cannot give an IPv6 address with a port range (nft 1.0.6 to 1.1.7), so there the range is a chain.
+    return f"goto {keep_chain(ports)}" if family == 6 else concat(owned.address, ports)
+
+
+def _port_ranges(slices: Sequence[Slice]) -> Iterator[tuple[Slice, Protocol, PortRange]]:
+    for owned in slices:
+        for protocol in PORT_PROTOCOLS:
+            if protocol in owned.protocols:
+                for ports in owned.ranges:
+                    yield owned, protocol, ports
+
+
+def _icmp_slices(slices: Sequence[Slice]) -> Iterator[Slice]:
+    return (owned for owned in slices if Protocol.ICMP in owned.protocols)

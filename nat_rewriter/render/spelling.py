@@ -1,0 +1,48 @@
+"""How values are spelled in nft: the one place where a checked value becomes nft text.
+
+The spelling is the one that ``nft list`` uses, so that a rendered element and a listed one are equal as text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nat_rewriter.model.policy import Network
+from nat_rewriter.model.slices import Address, PortRange, Protocol
+
+
+def concat(*fields: object) -> str:
+    """Return the fields as an nft concatenation: ``198.51.100.10 . tcp . 9000-9009``."""
+    return " . ".join(str(field) for field in fields)
+
+
+def network_text(network: Network) -> str:
+    """Return a network as nft lists it: a host without its prefix length."""
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+
+
+def set_of(values: Iterable[object]) -> str:
+    """Return one value as it is, several as an anonymous set."""
+    texts = [str(value) for value in values]
+    return texts[0] if len(texts) == 1 else "{ " + ", ".join(texts) + " }"
+
+
+def quoted(values: Iterable[str]) -> str:
+    """Return interface names as nft strings; config has made sure that no name can end its quotes."""
+    return set_of(f'"{value}"' for value in values)
+
+
+def target(address: Address, ports: PortRange) -> str:
+    """Return what follows ``snat ip to``: ``198.51.100.10:9000-9009``, ``[2001:db8::1]:9000-9009``."""
+    host = f"[{address}]" if address.version == 6 else str(address)
+    return f"{host}:{ports}"
+
+
+def l4proto(protocol: Protocol, family: int) -> str:
+    """Return nft's name of a protocol: ICMP is ipv6-icmp in IPv6."""
+    return "ipv6-icmp" if protocol is Protocol.ICMP and family == 6 else protocol.value
+
+
+def ip_word(family: int) -> str:
+    """Return nft's word for a family's header: ip or ip6."""
+    return "ip6" if family == 6 else "ip"

@@ -1,0 +1,131 @@
+"""The whole table: what each family holds, given to the template."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nat_rewriter import __version__
+from nat_rewriter.model.policy import Coexist, Guard, Policy
+from nat_rewriter.model.ruleset import Ruleset
+from nat_rewriter.model.slices import PortRange, Slice
+from nat_rewriter.render import ownership
+from nat_rewriter.render.rewriting import Rewriting, dnat_elements, rewriting_of
+
+if TYPE_CHECKING:
+    import jinja2
+
+# After every source NAT, so that the guard sees packets as they leave (NF_IP_PRI_NAT_SRC is 100, LAST is maximal).
+GUARD_PRIORITY = 300
+
+SetElements = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What the table holds for IPv4 or for IPv6."""
+
+    number: int
+    slices: tuple[Slice, ...]
+    rewriting: Rewriting
+    dnat: SetElements
+    dnat_port: SetElements
+
+    @property
+    def ip(self) -> str:
+        """nft's word for the header."""
+        return "ip6" if self.number == 6 else "ip"
+
+    @property
+    def icmp(self) -> str:
+        """nft's word for the family's ICMP header."""
+        return "icmpv6" if self.number == 6 else "icmp"
+
+    @property
+    def address(self) -> str:
+        """nft's type of an address."""
+        return f"ipv{self.number}_addr"
+
+    @property
+    def keep_ranges(self) -> list[PortRange]:
+        """The distinct port ranges of the slices, each a chain where maps cannot hold ranges."""
+        return ownership.keep_ranges(self.slices)
+
+
+def render(policy: Policy) -> Ruleset:
+    """Return the ruleset that a policy means: a skeleton with empty sets, and their elements."""
+    families = _families(policy)
+    return Ruleset(
+        table=policy.controller.table,
+        skeleton=_fill(policy, families, {}),
+        elements=_elements(policy, families),
+        dynamic=frozenset(f"strays{family.number}" for family in families),
+    )
+
+
+def ruleset_text(policy: Policy) -> str:
+    """Return the policy as one nft file that replaces the table when it is loaded, whatever was there before."""
+    families = _families(policy)
+    table = policy.controller.table
+    head = f"# natctl {__version__}\ntable inet {table}\ndelete table inet {table}\n\n"
+    return head + _fill(policy, families, _elements(policy, families))
+
+
+def _families(policy: Policy) -> list[Family]:
+    return [
+        Family(number, slices, rewriting_of(policy.snat, number), *dnat_elements(policy.dnat, number))
+        for number in (4, 6)
+        if (slices := tuple(owned for owned in policy.slices if owned.address.version == number))
+    ]
+
+
+def _elements(policy: Policy, families: Sequence[Family]) -> dict[str, SetElements]:
+    found: dict[str, SetElements] = {}
+    for family in families:
+        found |= {f"{name}{family.number}": elements for name, elements in _named_elements(policy, family)}
+        for maps in (family.rewriting.client_maps, family.rewriting.address_maps, family.rewriting.source_sets):
+            found |= maps
+    return found
+
+
+def _named_elements(policy: Policy, family: Family) -> list[tuple[str, SetElements]]:
+    found: list[tuple[str, SetElements]] = []
+    if policy.controller.guard is not Guard.OFF:
+        found += [
+            ("soft", ownership.soft_addresses(family.slices)),
+            ("owned", ownership.owned_ports(family.slices)),
+            ("echo", ownership.owned_echo(family.slices)),
+        ]
+    if policy.controller.coexist is not Coexist.OFF:
+        found += [
+            ("confine", ownership.confined_ports(family.slices, family.number)),
+            ("confine_echo", ownership.confined_echo(family.slices, family.number)),
+        ]
+    if policy.dnat:
+        found += [("dnat", family.dnat), ("dnat_port", family.dnat_port)]
+    return found
+
+
+def _fill(policy: Policy, families: Sequence[Family], elements: Mapping[str, SetElements]) -> str:
+    return (
+        _templates()
+        .get_template("table.nft.j2")
+        .render(policy=policy, families=families, elements=elements, guard_priority=GUARD_PRIORITY)
+    )
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    import jinja2
+
+    # No escaping: this is nft text, and every value in it was checked by config and spelled by render.
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("nft_templates", "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )

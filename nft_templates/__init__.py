@@ -1,0 +1,1 @@
+"""The rule sets that natctl loads, as nft text (Jinja2): read them beside the manual of nft."""
