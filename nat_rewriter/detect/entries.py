@@ -1,0 +1,111 @@
+"""Conntrack entries that outlived what they were made for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nat_rewriter.detect.joins import NO_ROW, holders_of, sockets_of
+from nat_rewriter.detect.observation import TCP, UDP, Observation, Rows
+from nat_rewriter.detect.ownership import NOBODY
+from nat_rewriter.detect.parties import (
+    destination_text,
+    flow_party,
+    original_tuple,
+    port_word,
+    reply_tuple,
+    source_text,
+)
+from nat_rewriter.model.findings import Finding, Kind
+from nat_rewriter.model.flows import TCP_STATES, Present, Status
+from nat_rewriter.model.tuples import FlowTuple
+
+# The ordinary afterlife of every connection: the kernel ends these within two minutes by itself.
+_ENDING = np.isin(np.arange(256), [TCP_STATES.index(name) for name in ("TIME_WAIT", "CLOSE", "LAST_ACK")])
+
+
+def find_entry_orphaned(observation: Observation) -> list[Finding]:
+    """Entries of local flows in a slice that no socket belongs to any more."""
+    local, protocols = observation.local, observation.local["protocol"]
+    ending = (protocols == TCP) & _ENDING[local["tcp_state"]]
+    asked = np.flatnonzero((observation.local_slices != NOBODY) & np.isin(protocols, (TCP, UDP)) & ~ending)
+    orphans = asked[sockets_of(observation, local[asked]) == NO_ROW]
+    return [_orphaned(observation, row) for row in orphans]
+
+
+def find_entry_stuck(observation: Observation) -> list[Finding]:
+    """Rewritten local flows that were never answered, though nobody holds the port they wanted any more."""
+    unanswered = (observation.local["status"] & Status.SEEN_REPLY) == 0
+    rows = np.flatnonzero(observation.rewritten & unanswered & _retried(observation.local))
+    stuck = rows[holders_of(observation, observation.local[rows]) == NO_ROW]
+    return [_stuck(observation, row) for row in stuck]
+
+
+def find_flow_stranded(observation: Observation) -> list[Finding]:
+    """NAT flows on a port of a soft-unicast address that no slice of this host owns."""
+    rows = observation.wire_rows
+    flows = observation.flows[rows]
+    owners = observation.index.owners(observation.wire_numbers, flows["protocol"], flows["reply_dport"])
+    stranded = observation.forwarded & (owners == NOBODY) & ((flows["status"] & Status.SRC_NAT) != 0)
+    return [_stranded(flow) for flow in flows[stranded]]
+
+
+def _retried(flows: Rows) -> Rows:
+    """Tell of each flow whether more than one packet went out; where nobody counted them, believe it did."""
+    counted = (flows["present"] & Present.COUNTERS) != 0
+    retried: Rows = ~counted | (flows["packets"][:, 0] > 1)
+    return retried
+
+
+def _orphaned(observation: Observation, row: int) -> Finding:
+    flow: Any = observation.local[row]
+    own = original_tuple(flow)
+    left = f" for another {int(flow['timeout_s'])} s" if flow["present"] & Present.TIMEOUT else ""
+    return Finding(
+        Kind.ENTRY_ORPHANED,
+        f"The socket {source_text(own)} to {destination_text(own)} is gone, but its conntrack entry still occupies "
+        f"{port_word(own)} {own.sport} to that destination{left}.",
+        f"Wait until the entry ends, or end it with {_deletion(own)}.",
+        slice=observation.index.slice_name(int(observation.local_slices[row])),
+        protocol=own.protocol,
+        tuple=own,
+        holder=flow_party(flow, local=True),
+    )
+
+
+def _stuck(observation: Observation, row: int) -> Finding:
+    flow: Any = observation.local[row]
+    own, wire = original_tuple(flow), reply_tuple(flow)
+    return Finding(
+        Kind.ENTRY_STUCK,
+        f"The unanswered entry of {source_text(own)} to {destination_text(own)} keeps rewriting it to {port_word(own)} "
+        f"{wire.dport}, although {port_word(own)} {own.sport} is free again: each retry keeps the entry alive.",
+        f"End the entry with {_deletion(own)}: the next retry then keeps its port.",
+        slice=observation.index.slice_name(int(observation.local_slices[row])),
+        protocol=own.protocol,
+        tuple=own,
+        wire_sport=wire.dport,
+        victim=flow_party(flow, local=True),
+    )
+
+
+def _stranded(flow: Any) -> Finding:
+    own, wire = original_tuple(flow), reply_tuple(flow).reversed()
+    return Finding(
+        Kind.FLOW_STRANDED,
+        f"The NAT flow of {source_text(own)} to {destination_text(own)} leaves from {source_text(wire)}, which no "
+        f"slice of this host owns: its replies go elsewhere.",
+        f"Give the port back to a slice of this host until the flow has ended, or end it with {_deletion(own)}.",
+        protocol=own.protocol,
+        tuple=own,
+        wire_sport=wire.sport,
+        holder=flow_party(flow, local=False),
+    )
+
+
+def _deletion(own: FlowTuple) -> str:
+    ends = f"conntrack -D -p {own.protocol} -s {own.src} -d {own.dst}"
+    if port_word(own) == "echo id":
+        return f"{ends} --icmp-id {own.sport}"
+    return f"{ends} --sport {own.sport} --dport {own.dport}"

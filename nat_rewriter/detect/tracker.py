@@ -1,0 +1,38 @@
+"""Findings over time: each is told once when it opens and once when it closes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nat_rewriter.model.findings import Finding, Identity
+
+Change = tuple[Finding, bool]  # the finding, and whether it opened (else it closed)
+
+
+class FindingTracker:
+    """Remembers which findings are open."""
+
+    def __init__(self) -> None:
+        self._open: dict[Identity, Finding] = {}
+
+    @property
+    def open(self) -> list[Finding]:
+        """The findings that are open now, oldest first."""
+        return list(self._open.values())
+
+    def add(self, found: Iterable[Finding]) -> list[Change]:
+        """Take in findings that were seen, without closing any other; return those that opened."""
+        opened = []
+        for finding in found:
+            if finding.identity not in self._open:
+                self._open[finding.identity] = finding
+                opened.append((finding, True))
+        return opened
+
+    def replace(self, found: Iterable[Finding]) -> list[Change]:
+        """Take in everything that a whole look found; return what opened and what closed since."""
+        seen = list(found)
+        identities = {finding.identity for finding in seen}
+        gone = [identity for identity in self._open if identity not in identities]
+        closed = [(self._open.pop(identity), False) for identity in gone]
+        return closed + self.add(seen)
