@@ -48,7 +48,7 @@ def _read_slice(section: Section, coexist: Coexist | None) -> Read:
 
 def _read_owned_ranges(section: Section) -> tuple[PortRange, ...]:
     ranges = read_ranges(section, "ports")
-    port_set = _read_port_set(section) if section.has("psid") else None
+    port_set = _read_port_set(section)
     if section.has("ports") and section.has("psid"):
         section.refuse("psid", "either ports or psid, not both")
     elif not section.has("ports") and not section.has("psid"):
@@ -60,7 +60,7 @@ def _read_owned_ranges(section: Section) -> tuple[PortRange, ...]:
 
 def _read_port_set(parent: Section) -> PortSet | None:
     section = parent.table("psid")
-    if section is None:
+    if section is None or not parent.has("psid"):
         return None
     offset = section.required("offset", values.integer(0, 15, 6))
     length = section.required("length", values.integer(0, 16, 8))

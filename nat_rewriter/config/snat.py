@@ -62,8 +62,7 @@ def _read_networks(section: Section, key: str, slices: Iterable[Slice] = ()) -> 
     families = {owned.address.version for owned in slices}
     for index, network in items.items():
         if families and network.version not in families:
-            section.refuse(key, f"IPv{families.pop()} networks, the family of the rule's slices", index)
-            families = {owned.address.version for owned in slices}
+            section.refuse(key, f"IPv{min(families)} networks, the family of the rule's slices", index)
     return merge_networks(items.values())
 
 
@@ -79,6 +78,8 @@ def _refuse_matchless(section: Section, rule: SnatRule) -> None:
     """Report a rule that would match every packet, or none."""
     if not any(section.has(key) for key in MATCHES):
         section.refuse("source", f"at least one of {', '.join(MATCHES)}: this rule would match every packet")
+    if not section.clean:
+        return
     sources = {network.version for network in rule.source}
     destinations = {network.version for network in rule.destination}
     if sources and destinations and not sources & destinations:

@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+from nat_rewriter.config.values import shown
 from nat_rewriter.errors import ConfigError, Problem
 
 Document = dict[str, object]
@@ -49,10 +50,10 @@ def parse_document(content: bytes, file: str) -> Document:
 def _syntax_fault(file: str, text: str, message: str) -> ConfigError:
     match = PLACE.fullmatch(message)
     reason, place = (match["reason"], match["place"]) if match else (message, "file")
-    lines = text.splitlines()
+    lines = text.rstrip().split("\n")  # as tomllib counts them: splitlines() knows more line ends
     number = int(place.split()[1].rstrip(",")) if place.startswith("line") else len(lines)
     line = lines[number - 1].strip() if number <= len(lines) else ""
-    return _fault(file, place, ascii(line[:80]), f"expected TOML: {reason[:1].lower()}{reason[1:]}")
+    return _fault(file, place, shown(line), f"expected TOML: {reason[:1].lower()}{reason[1:]}")
 
 
 def _fault(file: str, path: str, value: str, expected: str) -> ConfigError:
