@@ -45,10 +45,10 @@ def find_entry_stuck(observation: Observation) -> list[Finding]:
 def find_flow_stranded(observation: Observation) -> list[Finding]:
     """NAT flows on a port of a soft-unicast address that no slice of this host owns."""
     rows = observation.wire_rows
-    flows = observation.flows[rows]
-    owners = observation.index.owners(observation.wire_numbers, flows["protocol"], flows["reply_dport"])
-    stranded = observation.forwarded & (owners == NOBODY) & ((flows["status"] & Status.SRC_NAT) != 0)
-    return [_stranded(flow) for flow in flows[stranded]]
+    flows = observation.flows
+    owners = observation.index.owners(observation.wire_numbers, flows["protocol"][rows], flows["reply_dport"][rows])
+    astray = flows[rows[observation.forwarded & (owners == NOBODY)]]
+    return [_stranded(flow) for flow in astray[(astray["status"] & Status.SRC_NAT) != 0]]
 
 
 def _retried(flows: Rows) -> Rows:

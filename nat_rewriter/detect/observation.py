@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nat_rewriter.detect.ownership import NOBODY, SliceIndex
+from nat_rewriter.detect.uses import Use, list_uses
 from nat_rewriter.model.flows import FLOW_FIELDS, Event, Status
 from nat_rewriter.model.policy import Coexist
 from nat_rewriter.model.slices import PortRange, Slice
@@ -125,6 +126,12 @@ class Observation:
         return forwarded
 
     @cached_property
+    def uses(self) -> list[Use]:
+        """The destinations towards which a slice is used beyond the threshold, or wholly."""
+        share = min(self.pressure, 1.0)
+        return list_uses(self.flows, self.wire_rows, self.wire_numbers, self.index, share)
+
+    @cached_property
     def socket_numbers(self) -> Rows:
         """For each socket the number of the soft-unicast address it is bound to, NOBODY for another."""
         return self.index.find_addresses(self.sockets["src"], self.sockets["family"])
@@ -132,7 +139,8 @@ class Observation:
     @cached_property
     def connected_rows(self) -> Rows:
         """Rows of the sockets that are connected from a port of a slice."""
-        rows = np.flatnonzero((self.socket_numbers != NOBODY) & _CONNECTED[self.sockets["state"]])
+        ported = np.isin(self.sockets["protocol"], (TCP, UDP))
+        rows = np.flatnonzero((self.socket_numbers != NOBODY) & _CONNECTED[self.sockets["state"]] & ported)
         bound = self.sockets[rows]
         owners = self.index.owners(self.socket_numbers[rows], bound["protocol"], bound["sport"])
         connected: Rows = rows[owners != NOBODY]
