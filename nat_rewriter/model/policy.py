@@ -44,13 +44,38 @@ class Timestamps(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds that conntrack keeps an idle entry of a slice, by state; the defaults are the kernel's.
+
+    ``tcp_time_wait`` is how long a closed connection holds its port towards one destination (RFC 6888, REQ-8).
+    """
+
+    tcp_syn_sent: int = 120
+    tcp_syn_recv: int = 60
+    tcp_established: int = 432000
+    tcp_fin_wait: int = 120
+    tcp_close_wait: int = 60
+    tcp_last_ack: int = 30
+    tcp_time_wait: int = 120
+    tcp_close: int = 10
+    tcp_retrans: int = 300
+    tcp_unack: int = 300
+    udp_unreplied: int = 30
+    udp_replied: int = 120
+
+
+@dataclass(frozen=True, slots=True)
 class Controller:
-    """The settings of the whole: the table's name and the behaviour of its chains."""
+    """The settings of the whole: the table's name and the behaviour of its chains.
+
+    ``timeouts`` is None where the flows of slices keep the timeouts of the network namespace.
+    """
 
     table: str = "natctl"
     coexist: Coexist = Coexist.CONFINE
     guard: Guard = Guard.DROP
     srcnat_priority: int = 100
+    timeouts: Timeouts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,20 @@ def soft_addresses(slices: Sequence[Slice]) -> dict[str, str]:
 
 def owned_ports(slices: Sequence[Slice]) -> dict[str, str]:
     """Return address . protocol . ports of every TCP and UDP slice: elements of ``owned4`` or ``owned6``."""
-    return {concat(owned.address, protocol.value, ports): "" for owned, protocol, ports in _port_ranges(slices)}
+    return {
+        concat(owned.address, protocol.value, ports): ""
+        for owned, protocol in _with_protocols(slices)
+        for ports in owned.ranges
+    }
+
+
+def rewritten_ports(slices: Sequence[Slice]) -> dict[str, str]:
+    """Return the same without the ports that are kept for sockets: elements of ``rewrites4`` or ``rewrites6``."""
+    return {
+        concat(owned.address, protocol.value, ports): ""
+        for owned, protocol in _with_protocols(slices)
+        for ports in owned.rewrite_ranges
+    }
 
 
 def owned_echo(slices: Sequence[Slice]) -> dict[str, str]:
@@ -34,7 +47,8 @@ def confined_ports(slices: Sequence[Slice], family: int) -> dict[str, str]:
     """Map every owned range to itself: a local flow keeps a free port, and moves inside the range otherwise."""
     return {
         concat(owned.address, protocol.value, ports): _own_range(owned, ports, family)
-        for owned, protocol, ports in _port_ranges(slices)
+        for owned, protocol in _with_protocols(slices)
+        for ports in _parts(owned)
     }
 
 
@@ -51,7 +65,7 @@ def confined_echo(slices: Sequence[Slice], family: int) -> dict[str, str]:
 
 def keep_ranges(slices: Sequence[Slice]) -> list[PortRange]:
     """Return the distinct ranges of the slices: each is a chain, however many addresses share it (IPv6)."""
-    return sorted({ports for owned in slices for ports in owned.ranges})
+    return sorted({ports for owned in slices for ports in (*_parts(owned), *owned.ranges)})
 
 
 def _own_range(owned: Slice, ports: PortRange, family: int) -> str:
@@ -59,12 +73,15 @@ def _own_range(owned: Slice, ports: PortRange, family: int) -> str:
     return f"goto {keep_chain(ports)}" if family == 6 else concat(owned.address, ports)
 
 
-def _port_ranges(slices: Sequence[Slice]) -> Iterator[tuple[Slice, Protocol, PortRange]]:
-    for owned in slices:
-        for protocol in PORT_PROTOCOLS:
-            if protocol in owned.protocols:
-                for ports in owned.ranges:
-                    yield owned, protocol, ports
+def _with_protocols(slices: Sequence[Slice]) -> Iterator[tuple[Slice, Protocol]]:
+    return (
+        (owned, protocol) for owned in slices for protocol in PORT_PROTOCOLS if protocol in owned.protocols
+    )  # fmt: skip
+
+
+def _parts(owned: Slice) -> list[PortRange]:
+    """Return the ranges that a port may not leave when it is moved: those for rewriting, and those for sockets."""
+    return sorted((*owned.rewrite_ranges, *owned.socket_ranges))
 
 
 def _icmp_slices(slices: Sequence[Slice]) -> Iterator[Slice]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 from nat_rewriter import __version__
-from nat_rewriter.model.policy import Coexist, Guard, Policy
+from nat_rewriter.model.policy import Coexist, Guard, Policy, Timeouts
 from nat_rewriter.model.ruleset import Ruleset
 from nat_rewriter.model.slices import PortRange, Slice
 from nat_rewriter.render import ownership
@@ -54,6 +54,42 @@ class Family:
         return ownership.keep_ranges(self.slices)
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Which parts of the table a policy asks for."""
+
+    guard: bool
+    confine: bool
+    refuse: bool
+    split: bool
+    timeouts: Timeouts | None
+
+    @classmethod
+    def of(cls, policy: Policy) -> Parts:
+        """Return the parts that the settings of a policy ask for."""
+        controller = policy.controller
+        refuse = controller.coexist is Coexist.REFUSE
+        return cls(
+            guard=controller.guard is not Guard.OFF,
+            # Behind refuse and split too: where a claim is missing, a port is moved inside its slice and never leaks.
+            confine=controller.coexist is not Coexist.OFF,
+            refuse=refuse,
+            split=controller.coexist is Coexist.SPLIT,
+            # A claim lives as long as its conntrack entry only where natctl knows how long that is.
+            timeouts=controller.timeouts or (Timeouts() if refuse else None),
+        )
+
+    @property
+    def soft(self) -> bool:
+        """Whether anything asks which addresses are soft-unicast."""
+        return self.guard or self.refuse or self.split or self.timeouts is not None
+
+    @property
+    def lifetimes(self) -> list[int]:
+        """The seconds that an entry may have left after a packet, longest first."""
+        return sorted(set(astuple(self.timeouts)), reverse=True) if self.timeouts else []
+
+
 def render(policy: Policy) -> Ruleset:
     """Return the ruleset that a policy means: a skeleton with empty sets, and their elements."""
     families = _families(policy)
@@ -61,7 +97,7 @@ def render(policy: Policy) -> Ruleset:
         table=policy.controller.table,
         skeleton=_fill(policy, families, {}),
         elements=_elements(policy, families),
-        dynamic=frozenset(f"strays{family.number}" for family in families),
+        dynamic=frozenset(f"{name}{family.number}" for name in ("strays", "claims") for family in families),
     )
 
 
@@ -92,13 +128,17 @@ def _elements(policy: Policy, families: Sequence[Family]) -> dict[str, SetElemen
 
 def _named_elements(policy: Policy, family: Family) -> list[tuple[str, SetElements]]:
     found: list[tuple[str, SetElements]] = []
-    if policy.controller.guard is not Guard.OFF:
+    parts = Parts.of(policy)
+    if parts.soft:
+        found.append(("soft", ownership.soft_addresses(family.slices)))
+    if parts.guard:
         found += [
-            ("soft", ownership.soft_addresses(family.slices)),
             ("owned", ownership.owned_ports(family.slices)),
             ("echo", ownership.owned_echo(family.slices)),
         ]
-    if policy.controller.coexist is not Coexist.OFF:
+    if parts.split:
+        found.append(("rewrites", ownership.rewritten_ports(family.slices)))
+    if parts.confine:
         found += [
             ("confine", ownership.confined_ports(family.slices, family.number)),
             ("confine_echo", ownership.confined_echo(family.slices, family.number)),
@@ -112,7 +152,9 @@ def _fill(policy: Policy, families: Sequence[Family], elements: Mapping[str, Set
     return (
         _templates()
         .get_template("table.nft.j2")
-        .render(policy=policy, families=families, elements=elements, guard_priority=GUARD_PRIORITY)
+        .render(
+            policy=policy, parts=Parts.of(policy), families=families, elements=elements, guard_priority=GUARD_PRIORITY
+        )
     )
 
 
