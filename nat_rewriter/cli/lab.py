@@ -1,0 +1,211 @@
+"""``natctl lab``: namespaces to try natctl in, by hand or by scenario. Without root it works in its own namespaces."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nat_rewriter.errors import EXIT_DONE, NatctlError, UsageError
+
+if TYPE_CHECKING:
+    from netns_lab.lab import Lab
+    from netns_lab.narrator import Narrator
+    from netns_lab.scenario import Scenario
+
+HOSTS = ("client", "egress", "server", "upstream")
+DEFAULT_NAME = "lab"
+
+
+@click.group(
+    epilog="""\b
+    Examples:
+      natctl lab demo                      the whole story, on a real kernel, in ten seconds
+      natctl lab up                        a lab to try things in
+      natctl lab shell egress              be on its egress host
+      natctl lab down --all                take away all labs, and what a crash left
+    """
+)
+def lab() -> None:
+    """Try natctl in network namespaces of its own: client, egress host, upstream and server."""
+
+
+@lab.command(
+    epilog="""\b
+    Examples:
+      natctl lab up
+      natctl lab up --name b --clients 50
+      natctl lab up --name c --slice 198.51.100.10:9000-9009,9100-9109
+    """
+)
+@click.option("--name", default=DEFAULT_NAME, show_default=True, help="Name of the lab.")
+@click.option(
+    "--slice", "slices", metavar="ADDRESS:PORTS", multiple=True, help="What the egress host owns; repeatable."
+)
+@click.option("--clients", default=1, show_default=True, help="Addresses of the client, from 10.0.0.2 on.")
+def up(name: str, slices: tuple[str, ...], clients: int) -> int:
+    """Make a lab that stays until natctl lab down."""
+    from netns_lab import standing
+    from netns_lab.lab import Lab
+    from netns_lab.settings import DEFAULT_SLICES
+
+    made = Lab(slices=slices or DEFAULT_SLICES, clients=clients, name=name)
+    standing.up(made)
+    option = "" if name == DEFAULT_NAME else f" --name {name}"
+    click.echo(f"lab {name} is up: {', '.join(host for host in HOSTS)}")
+    click.echo(f"  natctl lab shell{option} egress    be on its egress host")
+    click.echo(f"  natctl lab down {name}{' ' * (len(option) + 11 - len(name))}    take it away")
+    return EXIT_DONE
+
+
+@lab.command(
+    epilog="""\b
+    Examples:
+      natctl lab shell                     a shell on the egress host
+      natctl lab shell client -- ping -c 1 203.0.113.1
+      natctl lab shell server -- nc -l 443
+    """
+)
+@click.argument("host", type=click.Choice(HOSTS), default="egress")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--name", default=DEFAULT_NAME, show_default=True, help="Name of the lab.")
+def shell(host: str, command: tuple[str, ...], name: str) -> None:
+    """Run a shell, or a COMMAND, on a host of a lab that is up."""
+    from nat_rewriter.kernel.netns import enter
+    from netns_lab import standing
+    from netns_lab.namespaces import namespace_name
+
+    standing.join(name)
+    enter(namespace_name(name, host))
+    words = command or (os.environ.get("SHELL", "/bin/sh"),)
+    # Debian's prompt shows debian_chroot; and natctl itself is to be found from inside.
+    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+    environment = os.environ | {"debian_chroot": f"{name}:{host}", "PATH": path}
+    sys.stdout.flush()
+    try:
+        os.execvpe(words[0], words, environment)
+    except OSError as error:
+        raise NatctlError("run in lab", error.strerror or "cannot be run", words[0]) from None
+
+
+@lab.command(
+    epilog="""\b
+    Examples:
+      natctl lab run --list                names, and what each shows
+      natctl lab run collision-tcp-off     in a lab of its own, which is taken away
+      natctl lab run exhaustion --in lab   in a lab that is up; look around afterwards
+      natctl lab run --every --json        all of them, one observation a line
+    """
+)
+@click.argument("names", metavar="[SCENARIO]...", nargs=-1)
+@click.option("--list", "listing", is_flag=True, help="List the scenarios.")
+@click.option("--every", is_flag=True, help="Run all scenarios.")
+@click.option("--in", "standing_lab", metavar="NAME", help="Use a lab that is up, and leave everything in place.")
+@click.option("--json", "as_json", is_flag=True, help="Print observations as JSON, one a line.")
+def run(names: tuple[str, ...], listing: bool, every: bool, standing_lab: str | None, as_json: bool) -> int:
+    """Run scenarios, each of which says what it expects, what it saw, and fails if they differ."""
+    from netns_lab.scenario import get_scenario, list_scenarios
+
+    if listing:
+        for each in list_scenarios():
+            click.echo(f"{each.name:<24} {each.summary}")
+        return EXIT_DONE
+    chosen = list_scenarios() if every else [get_scenario(name) for name in names]
+    if not chosen:
+        raise UsageError("run scenario", "expected a name, --every or --list")
+    narrator = _narrator(as_json)
+    for each in chosen:
+        _play(each, narrator, standing_lab)
+    return EXIT_DONE
+
+
+@lab.command(
+    epilog="""\b
+    Examples:
+      natctl lab demo
+      natctl lab demo | less
+    """
+)
+@click.option("--json", "as_json", is_flag=True, help="Print observations as JSON, one a line.")
+def demo(as_json: bool) -> int:
+    """Show the silent rewrite of a port, natctl naming it, and natctl preventing it, step by step."""
+    from netns_lab.demo import DEMO
+
+    _play(DEMO, _narrator(as_json), None)
+    return EXIT_DONE
+
+
+@lab.command(
+    epilog="""\b
+    Examples:
+      natctl lab down                      the lab called lab
+      natctl lab down b
+      natctl lab down --all                all that nobody is using, and leftovers of a crash
+      natctl lab down --all --force        those of running tests and scenarios as well
+    """
+)
+@click.argument("name", default=DEFAULT_NAME)
+@click.option("--all", "everything", is_flag=True, help="All labs, but those of a living test or scenario.")
+@click.option("--force", is_flag=True, help="With --all: those too.")
+def down(name: str, everything: bool, force: bool) -> int:
+    """Take a lab away, with the processes in it."""
+    from netns_lab import standing
+
+    for each in standing.list_removable(force=force) if everything else [name]:
+        standing.down(each)
+        click.echo(f"lab {each} is down")
+    return EXIT_DONE
+
+
+@lab.command("list", epilog="\b\nExamples:\n  natctl lab list")
+def list_() -> int:
+    """List the labs there are."""
+    from netns_lab import standing
+
+    for each in standing.list_standing():
+        click.echo(f"{each.name:<24} {_whose(each.owner)}")
+    return EXIT_DONE
+
+
+def _whose(owner: Any) -> str:
+    if owner is None:
+        return "up"
+    return f"kept by process {owner.pid}" if owner.alive() else f"left behind by process {owner.pid}"
+
+
+def _narrator(as_json: bool) -> Narrator:
+    from netns_lab.narrator import JsonNarrator, PlainNarrator
+
+    if as_json:
+        return JsonNarrator(sys.stdout)
+    if not sys.stdout.isatty():
+        return PlainNarrator(sys.stdout)
+    from rich.console import Console
+
+    from nat_rewriter.cli.narrator import TerminalNarrator
+
+    return TerminalNarrator(Console())
+
+
+def _play(scenario: Scenario, narrator: Narrator, standing_lab: str | None) -> None:
+    """Play a scenario where labs can be made, or in one that is up; end tidily when told to terminate."""
+    from netns_lab import standing
+    from netns_lab.enter import enter_if_needed
+    from netns_lab.lab import Lab
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    found: Lab | None = None
+    if standing_lab is None:
+        enter_if_needed()
+    else:
+        standing.join(standing_lab)
+        found = Lab.attached(standing_lab)
+    scenario.run(narrator, found)
+
+
+def _terminate(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)

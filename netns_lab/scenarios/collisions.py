@@ -1,0 +1,73 @@
+"""A NAT flow holds a port of the slice; then a local socket wants the same port to the same server."""
+
+from netns_lab.scenario import scenario
+from netns_lab.stage import SLICE, Outside, Stage
+from netns_lab.topology import SERVER, SERVER_6
+
+
+@scenario("collision-tcp-off", "without protection a local TCP connection leaves the slice, unnoticed, and hangs")
+def tcp_off(stage: Stage) -> None:
+    """Show the silent rewrite for TCP."""
+    collide_unprotected(stage, "tcp")
+
+
+@scenario("collision-udp-off", "without protection local UDP datagrams leave the slice, and the answers are lost")
+def udp_off(stage: Stage) -> None:
+    """Show the silent rewrite for UDP."""
+    collide_unprotected(stage, "udp")
+
+
+@scenario("collision-tcp-confine", "with confine the local TCP connection works, on another port of the slice")
+def tcp_confine(stage: Stage) -> None:
+    """Show the answer for TCP."""
+    collide_confined(stage, "tcp", SERVER)
+
+
+@scenario("collision-udp-confine", "with confine the local UDP socket works, on another port of the slice")
+def udp_confine(stage: Stage) -> None:
+    """Show the answer for UDP."""
+    collide_confined(stage, "udp", SERVER)
+
+
+@scenario("ipv6-confine", "confine keeps an IPv6 slice whole as well")
+def ipv6_confine(stage: Stage) -> None:
+    """Show the answer for TCP over IPv6."""
+    collide_confined(stage, "tcp", SERVER_6)
+
+
+def collide_unprotected(stage: Stage, protocol: str) -> None:
+    """Let a local socket collide with a NAT flow, and lose."""
+    with stage.step("A slice is shared without protection"):
+        stage.apply(coexist="off", guard="off")
+        flow = stage.client_flow(protocol)
+        stage.expect("port that NAT gave the client", flow.wire_port, SLICE)
+        stage.expect("the client gets an answer", flow.works)
+    with stage.step(f"A local socket binds port {flow.wire_port} too, and talks to the same server"):
+        local = stage.local_app(flow.wire_port or 0, protocol, timeout_s=1)
+        stage.expect("port that getsockname() says", local.port, flow.wire_port)
+        stage.expect("port that the upstream sees", local.wire_port, Outside(SLICE))
+        stage.expect("the local socket gets an answer", local.works, False)
+        stage.expect("packets that left the slice", stage.lab.leaks().total > 0)
+    with stage.step("natctl says so"):
+        (finding,) = stage.check("port-leaked")
+        stage.expect("victim's process id", finding["victim"]["pid"], local.pid)
+        stage.expect("port on the wire", finding["wire_sport"], local.wire_port)
+
+
+def collide_confined(stage: Stage, protocol: str, server: str) -> None:
+    """Let a local socket collide with a NAT flow, and be moved inside the slice."""
+    with stage.step("A slice is shared with coexist = confine"):
+        stage.apply(coexist="confine", guard="drop")
+        flow = stage.client_flow(protocol, server=server)
+        stage.expect("port that NAT gave the client", flow.wire_port, SLICE)
+    with stage.step(f"A local socket binds port {flow.wire_port} too, and talks to the same server"):
+        local = stage.local_app(flow.wire_port or 0, protocol, server=server)
+        stage.expect("the local socket gets an answer", local.works)
+        stage.expect("port that getsockname() says", local.port, flow.wire_port)
+        stage.expect("port that the upstream sees", local.wire_port, SLICE)
+        stage.expect("which is another one", local.wire_port != flow.wire_port)
+        stage.expect("packets that left the slice", stage.lab.leaks().total, 0)
+    with stage.step("natctl says so"):
+        (finding,) = stage.check("port-remapped")
+        stage.expect("victim's process id", finding["victim"]["pid"], local.pid)
+        stage.expect("port on the wire", finding["wire_sport"], local.wire_port)
