@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from nat_rewriter.config import values
 from nat_rewriter.config.section import Section
-from nat_rewriter.model.slices import PortRange, merge_ranges, subtract_ranges
+from nat_rewriter.model.slices import PortRange, merge_ranges
 
 
 class Overlap(NamedTuple):
@@ -38,7 +39,9 @@ def read_ranges(section: Section, key: str, bounds: Bounds | None = None) -> tup
 
 
 def _within(ports: PortRange, allowed: Sequence[PortRange]) -> bool:
-    return not subtract_ranges([ports], (owned for owned in allowed if owned.overlaps(ports)))
+    """Tell whether one of the allowed ranges, which are merged and ascending, holds all the ports."""
+    position = bisect_right(allowed, ports.first, key=lambda owned: owned.first)
+    return position > 0 and ports.last <= allowed[position - 1].last
 
 
 def overlaps(claims: Iterable[tuple[PortRange, int]]) -> Iterator[Overlap]:

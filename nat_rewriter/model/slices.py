@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -93,17 +94,19 @@ def merge_ranges(ranges: Iterable[PortRange]) -> tuple[PortRange, ...]:
 
 def subtract_ranges(ranges: Iterable[PortRange], taken: Iterable[PortRange]) -> tuple[PortRange, ...]:
     """Return the ports of ``ranges`` that are not in ``taken``, as ascending ranges."""
-    left = list(ranges)
-    for hole in taken:
-        left = [piece for whole in left for piece in _cut(whole, hole)]
-    return tuple(sorted(left))
+    holes = merge_ranges(taken)
+    ends = [hole.last for hole in holes]
+    return tuple(piece for whole in sorted(ranges) for piece in _cut(whole, holes[bisect_left(ends, whole.first) :]))
 
 
-def _cut(whole: PortRange, hole: PortRange) -> Iterator[PortRange]:
-    if not whole.overlaps(hole):
-        yield whole
-        return
-    if whole.first < hole.first:
-        yield PortRange(whole.first, hole.first - 1)
-    if hole.last < whole.last:
-        yield PortRange(hole.last + 1, whole.last)
+def _cut(whole: PortRange, holes: Iterable[PortRange]) -> Iterator[PortRange]:
+    """Yield what is left of a range by ascending holes, none of which ends before it."""
+    first = whole.first
+    for hole in holes:
+        if hole.first > whole.last:
+            break
+        if first < hole.first:
+            yield PortRange(first, hole.first - 1)
+        first = hole.last + 1
+    if first <= whole.last:
+        yield PortRange(first, whole.last)
