@@ -83,7 +83,8 @@ class KernelNft:
         _raise_for("list ruleset", answer)
         # Stateless would leave out the time an element has left, which a rebuilt table needs.
         elements = self._ask("list ruleset", text=command, json=True)
-        return LiveTable(table, answer["output"], nft_listing.elements_of(_parsed(elements)))
+        ranges = nft_listing.range_maps(answer["output"])
+        return LiveTable(table, answer["output"], nft_listing.elements_of(_parsed(elements), ranges))
 
     def listing_of(self, table: str, skeleton: str) -> str:
         """Return how this kernel and nft list a skeleton, tried out in a network namespace that ends at once.

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+RANGE_MAP = re.compile(r"^\tmap (\S+) \{\n\t\ttype [^\n:]* : interval ", re.MULTILINE)
 
-def elements_of(listing: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Return the elements of every named set and map: name -> key -> data."""
+
+def range_maps(listing: str) -> list[str]:
+    """Return the names of the maps whose data holds ranges, out of a listing as text: the one in JSON does not say."""
+    return RANGE_MAP.findall(listing)
+
+
+def elements_of(listing: Iterable[Mapping[str, Any]], ranges: Collection[str] = ()) -> dict[str, dict[str, str]]:
+    """Return the elements of every named set and map: name -> key -> data. ``ranges``: maps whose data holds them."""
     found: dict[str, dict[str, str]] = {}
     for entry in listing:
         for kind in ("set", "map"):
             if kind in entry:
-                found[entry[kind]["name"]] = dict(_element(one) for one in entry[kind].get("elem", ()))
+                name = entry[kind]["name"]
+                elements = dict(_element(one) for one in entry[kind].get("elem", ()))
+                found[name] = {key: _as_range(data) for key, data in elements.items()} if name in ranges else elements
     return found
+
+
+def _as_range(data: str) -> str:
+    """Return address . port as address . port-port, which is how nft wants a lone port written there."""
+    before, dot, ports = data.rpartition(" . ")
+    return data if "-" in ports else f"{before}{dot}{ports}-{ports}"
 
 
 def _element(one: Any) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from nat_rewriter.model.slices import PortRange, Protocol, Slice
-from nat_rewriter.render.spelling import concat
+from nat_rewriter.render.spelling import concat, port_data
 
 PORT_PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 
@@ -70,7 +70,7 @@ def keep_ranges(slices: Sequence[Slice]) -> list[PortRange]:
 
 def _own_range(owned: Slice, ports: PortRange, family: int) -> str:
     # A map cannot give an IPv6 address with a port range (nft 1.0.6 to 1.1.7), so there the range is a chain.
-    return f"goto {keep_chain(ports)}" if family == 6 else concat(owned.address, ports)
+    return f"goto {keep_chain(ports)}" if family == 6 else port_data(owned.address, ports)
 
 
 def _with_protocols(slices: Sequence[Slice]) -> Iterator[tuple[Slice, Protocol]]:

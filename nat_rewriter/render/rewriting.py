@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from nat_rewriter.model.policy import DnatRule, Network, SnatRule, Timestamps
 from nat_rewriter.model.slices import Address, PortRange, Protocol
-from nat_rewriter.render.spelling import concat, ip_word, network_text, quoted, set_of, target
+from nat_rewriter.render.spelling import concat, ip_word, network_text, port_data, quoted, set_of, target
 from nat_rewriter.render.spreading import hashed, ports_protocols, shares
 
 Target = tuple[Address, PortRange]
@@ -206,7 +206,7 @@ def _spread_choices(
     numbered = list(enumerate(shares(targets)))
     for match, key in hashed(rule.rule, protocols, rule.family, len(numbered)):
         if rule.family == 4:
-            elements = ", ".join(f"{number} : {concat(*place)}" for number, place in numbered)
+            elements = ", ".join(f"{number} : {port_data(*place)}" for number, place in numbered)
             yield Choice(match, f"snat ip to {key} map {{ {elements} }}")
         else:
             elements = ", ".join(f"{number} : goto {_target_chain(result, place)}" for number, place in numbered)
@@ -225,7 +225,7 @@ def _add_merged(result: Rewriting, run: list[FamilyRule], suffix: str) -> None:
     clients = {network_text(network): rule for rule in run for network in rule.source}
     name = f"clients{suffix}"
     if first.family == 4:
-        result.client_maps[name] = {client: concat(*_only(rule)) for client, rule in clients.items()}
+        result.client_maps[name] = {client: port_data(*_only(rule)) for client, rule in clients.items()}
         action = f"snat ip to ip saddr map @{name}"
     else:
         result.client_maps[name] = {

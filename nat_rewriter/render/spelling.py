@@ -38,6 +38,11 @@ def target(address: Address, ports: PortRange) -> str:
     return f"{host}:{ports}"
 
 
+def port_data(address: Address, ports: PortRange) -> str:
+    """Return address . ports as the data of a map of ranges: nft reads a lone port there as data of another length."""
+    return f"{address} . {ports.first}-{ports.last}"
+
+
 def l4proto(protocol: Protocol, family: int) -> str:
     """Return nft's name of a protocol: ICMP is ipv6-icmp in IPv6."""
     return "ipv6-icmp" if protocol is Protocol.ICMP and family == 6 else protocol.value
