@@ -54,7 +54,7 @@ def _rebuild(wanted: Ruleset, live: LiveTable | None) -> Iterator[Step]:
     for name, elements in wanted.elements.items():
         yield from _additions(wanted.table, name, elements)
     for name in sorted(wanted.dynamic):
-        if live and (kept := live.elements.get(name)):
+        if live and name in wanted.elements and (kept := live.elements.get(name)):
             yield from _additions(wanted.table, name, kept)
 
 

@@ -12,9 +12,9 @@ Elements = Mapping[str, Mapping[str, str]]
 class Ruleset:
     """A wanted table of family inet.
 
-    ``skeleton`` is nft text: the table with its chains, rules and empty sets. ``elements`` maps the name of a set or
-    map to its elements, key text -> data text (empty for a set), in the spelling that :mod:`nat_rewriter.render`
-    and the kernel's listing share. ``dynamic`` names the sets that packets fill.
+    ``skeleton`` is nft text: the table with its chains, rules and empty sets. ``elements`` maps the name of every set
+    and map to its elements, key text -> data text (empty for a set), in the spelling that :mod:`nat_rewriter.render`
+    and the kernel's listing share. ``dynamic`` names the sets that packets fill, whether or not this table has them.
     """
 
     table: str

@@ -135,7 +135,10 @@ def _named_elements(policy: Policy, family: Family) -> list[tuple[str, SetElemen
         found += [
             ("owned", ownership.owned_ports(family.slices)),
             ("echo", ownership.owned_echo(family.slices)),
+            ("strays", {}),
         ]
+    if parts.refuse:
+        found.append(("claims", {}))
     if parts.split:
         found.append(("rewrites", ownership.rewritten_ports(family.slices)))
     if parts.confine:
