@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from nat_rewriter.model.tuples import FlowTuple
+from nat_rewriter.model.slices import Address
+from nat_rewriter.model.tuples import FlowTuple, protocol_name
 
 # One record as the C core packs it (struct nr_flow in kernel/_core/core.h), as numpy reads it. Addresses are two
 # 64-bit halves of the number, high first (an IPv4 address is (0, number)); ports are in host order. ICMP: both
@@ -37,7 +39,9 @@ FLOW_FIELDS: list[Any] = [
     ("event", "u1"),  # Event
     ("icmp_type", "u1"),
     ("icmp_code", "u1"),
-    ("reserved", "u2"),
+    ("zone_direction", "u1"),  # ZoneDirection
+    ("reserved", "u1"),
+    ("reserved2", "u4"),
 ]
 
 
@@ -48,6 +52,14 @@ class Event(enum.IntEnum):
     NEW = 1
     UPDATE = 2
     DESTROY = 3
+
+
+class ZoneDirection(enum.IntEnum):
+    """Of which direction of an entry its zone is."""
+
+    BOTH = 0
+    ORIGINAL = 1
+    REPLY = 2
 
 
 class Present(enum.IntFlag):
@@ -126,3 +138,56 @@ class Flow:
     bytes: tuple[int, int] | None = None
     start_ns: int | None = None
     icmp: tuple[int, int] | None = None  # type and code
+
+
+ICMP_PROTOCOLS = frozenset({1, 58})
+
+
+def address_from_halves(halves: Any, family: int) -> Address:
+    """Return the address of a record's two 64-bit halves, high first."""
+    number = int(halves[0]) << 64 | int(halves[1])
+    return IPv4Address(number) if family == 4 else IPv6Address(number)
+
+
+def flow_from_record(record: Any) -> Flow:
+    """Return one packed record (fields of FLOW_FIELDS, by name) as an object; what the kernel did not send is None."""
+    present = Present(int(record["present"]))
+    return Flow(
+        original=_tuple_of(record, "orig"),
+        reply=_tuple_of(record, "reply"),
+        status=Status(int(record["status"])),
+        id=int(record["id"]),
+        zone=int(record["zone"]),
+        mark=int(record["mark"]),
+        state=_tcp_state(int(record["tcp_state"])) if Present.TCP_STATE in present else None,
+        timeout_s=int(record["timeout_s"]) if Present.TIMEOUT in present else None,
+        packets=_pair(record["packets"]) if Present.COUNTERS in present else None,
+        bytes=_pair(record["bytes"]) if Present.COUNTERS in present else None,
+        start_ns=int(record["start_ns"]) if Present.TIMESTAMP in present else None,
+        icmp=_icmp_of(record),
+    )
+
+
+def _tuple_of(record: Any, direction: str) -> FlowTuple:
+    family = int(record["family"])
+    return FlowTuple(
+        protocol_name(int(record["protocol"])),
+        address_from_halves(record[f"{direction}_src"], family),
+        int(record[f"{direction}_sport"]),
+        address_from_halves(record[f"{direction}_dst"], family),
+        int(record[f"{direction}_dport"]),
+    )
+
+
+def _tcp_state(number: int) -> str:
+    return TCP_STATES[number] if number < len(TCP_STATES) else str(number)
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    return int(values[0]), int(values[1])
+
+
+def _icmp_of(record: Any) -> tuple[int, int] | None:
+    if int(record["protocol"]) not in ICMP_PROTOCOLS:
+        return None
+    return int(record["icmp_type"]), int(record["icmp_code"])

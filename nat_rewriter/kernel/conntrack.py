@@ -1,0 +1,222 @@
+"""The kernel's conntrack table through ctnetlink: dumped, followed, and changed one entry at a time.
+
+Records are numpy arrays of :data:`FLOW_DTYPE`; the C core receives and decodes them outside the interpreter's lock.
+Every function works in the network namespace of the calling thread. Errors: PermissionNeeded without CAP_NET_ADMIN,
+UnsupportedFeature where the kernel has no ctnetlink, NetlinkError with the kernel's errno, DecodeError.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from nat_rewriter.errors import NetlinkError, UnsupportedFeature
+from nat_rewriter.kernel import netlink
+from nat_rewriter.kernel._core._native import ffi, lib
+from nat_rewriter.kernel.conntrack_events import EventBatch, EventStream, Groups
+from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE, SEED, Decoded, Records, decode, filter_fields
+from nat_rewriter.kernel.conntrack_requests import (
+    FAMILY_HEADER,
+    FlowFilter,
+    TupleFilter,
+    conntrack_message,
+    filter_attributes,
+    source_nat_attribute,
+    tuple_attribute,
+    u32_attribute,
+    zone_attributes,
+)
+from nat_rewriter.model.flows import Flow, Status, flow_from_record
+from nat_rewriter.model.slices import Address
+from nat_rewriter.model.tuples import FlowTuple
+
+__all__ = [
+    "FLOW_DTYPE",
+    "Decoded",
+    "EventBatch",
+    "EventStream",
+    "FlowFilter",
+    "Groups",
+    "Records",
+    "TableSize",
+    "TupleFilter",
+    "decode",
+    "delete_flow",
+    "dump",
+    "dump_batches",
+    "get_flow",
+    "get_table_size",
+    "insert_flow",
+    "list_cpu_statistics",
+]
+
+EVERYTHING = FlowFilter()
+BATCH_RECORDS = 16384
+_DUMP = "dump conntrack table"
+
+
+class TableSize(NamedTuple):
+    """How full the table of this network namespace is."""
+
+    entries: int
+    max_entries: int
+
+
+def dump(wanted: FlowFilter = EVERYTHING) -> Records:
+    """Return all entries that the filter lets through, IPv4 and IPv6, in no order.
+
+    The kernel filters as far as it can; what it cannot, or refuses to, is filtered here with the same result. While the
+    table changes, an entry may come twice: ctnetlink_dump_table() starts a hash chain again when its place is gone.
+    """
+    expected = get_table_size().entries + 1024 if wanted == EVERYTHING else 4096
+
+    def read() -> Records:
+        with _started_dump(wanted) as started:
+            return netlink.collect(started, FLOW_DTYPE, expected)
+
+    return netlink.once_more(read)
+
+
+def dump_batches(wanted: FlowFilter = EVERYTHING, size: int = BATCH_RECORDS) -> Iterator[Records]:
+    """Yield the same entries as :func:`dump`, in arrays of up to ``size`` records, each its own memory.
+
+    Between two arrays the caller may read events. Raises NetlinkError (EINTR) when the table changed so that entries
+    may be missing.
+    """
+    with _started_dump(wanted) as started:
+        yield from netlink.batches(started, FLOW_DTYPE, size)
+
+
+@contextmanager
+def _started_dump(wanted: FlowFilter) -> Iterator[netlink.Dump]:
+    """Start a dump with the kernel's filter, or without where the kernel refuses it."""
+    attributes = filter_attributes(wanted)
+    # A C structure keeps no Python object alive: the filter has to be held here for as long as it is used.
+    kept = ffi.new("struct nr_filter *", filter_fields(wanted))
+    context = ffi.new("struct nr_context *", {"seed": SEED, "filter": kept})
+    with netlink.open_socket(lib.NETLINK_NETFILTER, _DUMP) as source:
+        try:
+            started = _start_dump(source, context, wanted, attributes)
+        except NetlinkError:
+            if not attributes:
+                raise
+            started = _start_dump(source, context, wanted, [])
+        yield started
+
+
+def _start_dump(source: socket.socket, context: Any, wanted: FlowFilter, attributes: list[bytes]) -> netlink.Dump:
+    request = conntrack_message(lib.IPCTNL_MSG_CT_GET, lib.NLM_F_DUMP, wanted.wanted_family, *attributes)
+    with _ctnetlink_needed(unknown_request=not attributes):
+        return netlink.Dump(source, request, netlink.FLOWS, context, _DUMP)
+
+
+@contextmanager
+def _ctnetlink_needed(*, unknown_request: bool = True) -> Iterator[None]:
+    """Turn what nfnetlink answers to an unknown subsystem into UnsupportedFeature."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.errno in (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP) or (
+            unknown_request and error.errno == errno.EINVAL
+        ):
+            raise UnsupportedFeature("ctnetlink", "the module nf_conntrack_netlink", error.detail) from None
+        raise
+
+
+def _ask(operation: int, flags: int, family: int | None, *attributes: bytes, doing: str) -> list[bytes]:
+    return netlink.ask(lib.NETLINK_NETFILTER, conntrack_message(operation, flags, family, *attributes), doing)
+
+
+def get_flow(wanted: FlowTuple, zone: int = 0) -> Flow | None:
+    """Return the entry that has this tuple in either direction, or None."""
+    parts = [tuple_attribute(lib.CTA_TUPLE_ORIG, wanted), *zone_attributes(zone)]
+    try:
+        answer = _ask(lib.IPCTNL_MSG_CT_GET, lib.NLM_F_ACK, wanted.src.version, *parts, doing="get conntrack entry")
+    except NetlinkError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    return flow_from_record(decode(answer[0]).records[0])
+
+
+def delete_flow(original: FlowTuple, zone: int = 0, flow_id: int | None = None) -> bool:
+    """Delete the entry with this original tuple (and, if given, this id); tell whether it was there."""
+    parts = [tuple_attribute(lib.CTA_TUPLE_ORIG, original), *zone_attributes(zone)]
+    if flow_id is not None:
+        parts.append(u32_attribute(lib.CTA_ID, flow_id))
+    try:
+        _ask(lib.IPCTNL_MSG_CT_DELETE, lib.NLM_F_ACK, original.src.version, *parts, doing="delete conntrack entry")
+    except NetlinkError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+def insert_flow(
+    original: FlowTuple,
+    timeout_s: int,
+    *,
+    zone: int = 0,
+    mark: int = 0,
+    status: Status = Status.CONFIRMED,
+    source_nat: tuple[Address, int] | None = None,
+) -> None:
+    """Create an entry for a tuple, not translated unless ``source_nat`` (address, port) says so.
+
+    Raises NetlinkError with EEXIST when an entry has the tuple in either direction.
+    """
+    parts = [
+        tuple_attribute(lib.CTA_TUPLE_ORIG, original),
+        tuple_attribute(lib.CTA_TUPLE_REPLY, original.reversed(), is_reply=True),
+        u32_attribute(lib.CTA_TIMEOUT, timeout_s),
+        u32_attribute(lib.CTA_STATUS, status),
+        *zone_attributes(zone),
+    ]
+    if mark:
+        parts.append(u32_attribute(lib.CTA_MARK, mark))
+    if source_nat is not None:
+        parts.append(source_nat_attribute(*source_nat))
+    flags = lib.NLM_F_ACK | lib.NLM_F_CREATE | lib.NLM_F_EXCL
+    _ask(lib.IPCTNL_MSG_CT_NEW, flags, original.src.version, *parts, doing="insert conntrack entry")
+
+
+def get_table_size() -> TableSize:
+    """Return how many entries the table has and may have."""
+    with _ctnetlink_needed():
+        answer = _ask(lib.IPCTNL_MSG_CT_GET_STATS, lib.NLM_F_ACK, None, doing="get size of conntrack table")
+    values = _numbers(answer[0])
+    return TableSize(values[lib.CTA_STATS_GLOBAL_ENTRIES], values.get(lib.CTA_STATS_GLOBAL_MAX_ENTRIES, 0))
+
+
+# Names as `conntrack -S` prints them.
+_CPU_STATISTICS = {
+    name: getattr(lib, f"CTA_STATS_{name.upper()}")
+    for name in (
+        "found", "invalid", "insert", "insert_failed", "drop", "early_drop", "error", "search_restart",
+        "clash_resolve", "chain_toolong",
+    )
+}  # fmt: skip
+
+
+def list_cpu_statistics() -> list[dict[str, int]]:
+    """Return the counters of each CPU: ``cpu`` and the names that `conntrack -S` prints; 0 where it does not count."""
+    with _ctnetlink_needed():
+        answer = _ask(lib.IPCTNL_MSG_CT_GET_STATS_CPU, lib.NLM_F_DUMP, None, doing="list conntrack statistics")
+    rows = []
+    for message in answer:
+        # struct nfgenmsg has the number of the CPU where a resource id usually is.
+        cpu = struct.unpack_from("!BBH", message, netlink.MESSAGE_HEADER)[2]
+        values = _numbers(message)
+        rows.append({"cpu": cpu} | {name: values.get(kind, 0) for name, kind in _CPU_STATISTICS.items()})
+    return rows
+
+
+def _numbers(message: bytes) -> dict[int, int]:
+    """Return the 32-bit attributes of a ctnetlink message."""
+    attributes = netlink.read_attributes(message[netlink.MESSAGE_HEADER + FAMILY_HEADER :])
+    return {kind: int.from_bytes(value) for kind, value in attributes.items() if len(value) == 4}
