@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from nat_rewriter.config import values
@@ -11,13 +12,14 @@ from nat_rewriter.config.slices import read_slices
 from nat_rewriter.config.snat import read_snat
 from nat_rewriter.config.source import Document, parse_document, read_bytes
 from nat_rewriter.errors import ConfigError
-from nat_rewriter.model.policy import Coexist, Controller, Guard, Policy
+from nat_rewriter.model.policy import Coexist, Controller, Guard, Policy, Timeouts
 
 __all__ = ["check_document", "read_policy"]
 
 # The kernel takes source NAT only after conntrack (-200), and the guard looks at what it made at 300.
 FIRST_PRIORITY = -199
 LAST_PRIORITY = 299
+LONGEST_TIMEOUT_S = 2_000_000  # in milliseconds it still fits the kernel's signed 32 bits
 
 
 def read_policy(source: bytes | Path, name: str | None = None) -> Policy:
@@ -57,5 +59,19 @@ def _read_controller(section: Section) -> Controller:
             "srcnat_priority", values.integer(FIRST_PRIORITY, LAST_PRIORITY, 100), usual.srcnat_priority
         ),
     )
+    timeouts = _read_timeouts(section)
     section.refuse_unknown()
-    return controller
+    return replace(controller, timeouts=timeouts)
+
+
+def _read_timeouts(section: Section) -> Timeouts | None:
+    """Return the timeouts of slices; None where the table is absent."""
+    inner = section.table("timeouts")
+    if inner is None or not section.has("timeouts"):
+        return None
+    usual = asdict(Timeouts())
+    given = {
+        key: inner.one(key, values.integer(1, LONGEST_TIMEOUT_S, default), default) for key, default in usual.items()
+    }
+    inner.refuse_unknown()
+    return Timeouts(**given)

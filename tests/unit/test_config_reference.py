@@ -17,6 +17,7 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference.toml"
 SECTIONS = {
     "": "",
     "controller": "[controller]",
+    "controller.timeouts": "[controller.timeouts]",
     "slice": "[[slice]]",
     "slice.psid": "[[slice]]\n[slice.psid]",
     "snat": "[[snat]]",
