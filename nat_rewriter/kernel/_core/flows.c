@@ -314,31 +314,6 @@ static uint64_t key_of(const struct nr_flow *flow, const uint64_t seed[2])
 	return nr_siphash(seed, words, sizeof(words) / sizeof(words[0]));
 }
 
-static int same_address(const uint64_t one[2], const uint64_t other[2])
-{
-	return one[0] == other[0] && one[1] == other[1];
-}
-
-static int matches(const struct nr_flow *flow, const struct nr_filter *filter)
-{
-	const struct nr_flow *wanted = &filter->wanted;
-	uint32_t fields = filter->fields;
-
-	if ((flow->status & filter->status_mask) != wanted->status || (flow->mark & filter->mark_mask) != wanted->mark)
-		return 0;
-	return (!(fields & NR_MATCH_FAMILY) || flow->family == wanted->family) &&
-	       (!(fields & NR_MATCH_PROTOCOL) || flow->protocol == wanted->protocol) &&
-	       (!(fields & NR_MATCH_ZONE) || flow->zone == wanted->zone) &&
-	       (!(fields & NR_MATCH_ORIG_SRC) || same_address(flow->orig_src, wanted->orig_src)) &&
-	       (!(fields & NR_MATCH_ORIG_DST) || same_address(flow->orig_dst, wanted->orig_dst)) &&
-	       (!(fields & NR_MATCH_ORIG_SPORT) || flow->orig_sport == wanted->orig_sport) &&
-	       (!(fields & NR_MATCH_ORIG_DPORT) || flow->orig_dport == wanted->orig_dport) &&
-	       (!(fields & NR_MATCH_REPLY_SRC) || same_address(flow->reply_src, wanted->reply_src)) &&
-	       (!(fields & NR_MATCH_REPLY_DST) || same_address(flow->reply_dst, wanted->reply_dst)) &&
-	       (!(fields & NR_MATCH_REPLY_SPORT) || flow->reply_sport == wanted->reply_sport) &&
-	       (!(fields & NR_MATCH_REPLY_DPORT) || flow->reply_dport == wanted->reply_dport);
-}
-
 /* An event of a new entry has NLM_F_CREATE | NLM_F_EXCL, one of a change has neither: ctnetlink_conntrack_event(). */
 static uint8_t event_of(const struct nlmsghdr *header, const struct nr_context *context)
 {
@@ -402,7 +377,7 @@ static int take_flow(const struct nlmsghdr *header, struct nr_rest payload, cons
 	if (problem)
 		return problem;
 	flow->event = event_of(header, context);
-	if (context->filter && !matches(flow, context->filter))
+	if (context->filter && !nr_matches(flow, context->filter))
 		return NR_OK;
 	flow->key = key_of(flow, context->seed);
 	progress->records++;
