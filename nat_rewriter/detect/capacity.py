@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nat_rewriter.detect.observation import Observation
-from nat_rewriter.detect.parties import destination_text, port_word
+from nat_rewriter.detect.parties import port_word
 from nat_rewriter.detect.uses import Use
 from nat_rewriter.model.findings import Finding, Kind
 
@@ -23,7 +23,7 @@ def find_slice_pressure(observation: Observation) -> list[Finding]:
 
 
 def _exhausted(observation: Observation, use: Use) -> Finding:
-    name, where = observation.index.slice_name(use.slice_number), destination_text(use.towards)
+    name, where = observation.index.slice_name(use.slice_number), use.towards.destination
     return _finding(
         observation,
         Kind.SLICE_EXHAUSTED,
@@ -34,7 +34,7 @@ def _exhausted(observation: Observation, use: Use) -> Finding:
 
 
 def _pressure(observation: Observation, use: Use) -> Finding:
-    name, where = observation.index.slice_name(use.slice_number), destination_text(use.towards)
+    name, where = observation.index.slice_name(use.slice_number), use.towards.destination
     return _finding(
         observation,
         Kind.SLICE_PRESSURE,
@@ -44,7 +44,7 @@ def _pressure(observation: Observation, use: Use) -> Finding:
 
 
 def _finding(observation: Observation, kind: Kind, use: Use, message: str) -> Finding:
-    destination = destination_text(use.towards)
+    destination = use.towards.destination
     zone = {"zone": use.zone} if use.zone else {}
     return Finding(
         kind,

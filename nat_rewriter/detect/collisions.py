@@ -11,14 +11,12 @@ from nat_rewriter.detect.joins import NO_ROW, holders_of, sockets_of, untracked_
 from nat_rewriter.detect.observation import Observation, Rows
 from nat_rewriter.detect.ownership import NOBODY
 from nat_rewriter.detect.parties import (
-    destination_text,
     flow_party,
     original_tuple,
     port_word,
     reply_tuple,
     socket_party,
     socket_tuple,
-    source_text,
 )
 from nat_rewriter.model.findings import Finding, FlowParty, Kind, Party
 from nat_rewriter.model.policy import Coexist
@@ -104,18 +102,14 @@ def _rewritten_message(kind: Kind, wanted: FlowTuple, wire: FlowTuple, holder: F
             f", because {_holder_text(wanted, holder)} holds {port_word(wanted)} {wanted.sport} to that destination"
         )
     return (
-        f"The local socket {source_text(wanted)} talks to {destination_text(wanted)} from {port_word(wanted)} "
+        f"The local socket {wanted.source} talks to {wanted.destination} from {port_word(wanted)} "
         f"{wire.dport}, {where}{because}."
     )
 
 
 def _holder_text(wanted: FlowTuple, holder: FlowParty) -> str:
-    source = f"{holder.src} id {holder.sport}" if port_word(wanted) == "echo id" else _endpoint(holder)
-    return f"{'the local flow of' if holder.type == 'local-flow' else 'the NAT flow of'} {source}"
-
-
-def _endpoint(holder: FlowParty) -> str:
-    return f"[{holder.src}]:{holder.sport}" if ":" in holder.src else f"{holder.src}:{holder.sport}"
+    source = f"{holder.src} id {holder.sport}" if wanted.has_echo_id else holder.source
+    return f"the {'local' if holder.type == 'local-flow' else 'NAT'} flow of {source}"
 
 
 def _rewritten_remedy(kind: Kind, coexist: Coexist, wanted: FlowTuple) -> str:
@@ -131,7 +125,7 @@ def _rewritten_remedy(kind: Kind, coexist: Coexist, wanted: FlowTuple) -> str:
     return (
         f"Run natctl diff to see whether the rules are in force, then end this flow with "
         f"conntrack -D -p {wanted.protocol} -s {wanted.src} --sport {wanted.sport}."
-        if port_word(wanted) == "port"
+        if not wanted.has_echo_id
         else "Run natctl diff to see whether the rules are in force."
     )
 
@@ -141,7 +135,7 @@ def _tuple_shared(observation: Observation, socket: Any, holder_row: int) -> Fin
     holder = flow_party_at(observation, holder_row)
     return Finding(
         Kind.TUPLE_SHARED,
-        f"The local socket {source_text(shared)} to {destination_text(shared)} has no conntrack entry, and "
+        f"The local socket {shared.source} to {shared.destination} has no conntrack entry, and "
         f"{_holder_text(shared, holder)} now uses the same tuple: the socket's next packet leaves from another port.",
         'Close the socket or end the NAT flow; coexist = "split" under [controller] keeps ports for sockets alone.',
         slice=_socket_slice(observation, socket),
@@ -156,7 +150,7 @@ def _socket_untracked(observation: Observation, socket: Any) -> Finding:
     own = socket_tuple(socket)
     return Finding(
         Kind.SOCKET_UNTRACKED,
-        f"The local socket {source_text(own)} to {destination_text(own)} has no conntrack entry: a NAT flow to "
+        f"The local socket {own.source} to {own.destination} has no conntrack entry: a NAT flow to "
         f"{endpoint_text(own.dst, own.dport)} may take its port.",
         'Let the socket send a packet, or set coexist = "split" under [controller] to keep rewriting off its port.',
         slice=_socket_slice(observation, socket),

@@ -10,12 +10,10 @@ from nat_rewriter.detect.joins import NO_ROW, holders_of, sockets_of
 from nat_rewriter.detect.observation import TCP, UDP, Observation, Rows
 from nat_rewriter.detect.ownership import NOBODY
 from nat_rewriter.detect.parties import (
-    destination_text,
     flow_party,
     original_tuple,
     port_word,
     reply_tuple,
-    source_text,
 )
 from nat_rewriter.model.findings import Finding, Kind
 from nat_rewriter.model.flows import TCP_STATES, Present, Status
@@ -64,7 +62,7 @@ def _orphaned(observation: Observation, row: int) -> Finding:
     left = f" for another {int(flow['timeout_s'])} s" if flow["present"] & Present.TIMEOUT else ""
     return Finding(
         Kind.ENTRY_ORPHANED,
-        f"The socket {source_text(own)} to {destination_text(own)} is gone, but its conntrack entry still occupies "
+        f"The socket {own.source} to {own.destination} is gone, but its conntrack entry still occupies "
         f"{port_word(own)} {own.sport} to that destination{left}.",
         f"Wait until the entry ends, or end it with {_deletion(own)}.",
         slice=observation.index.slice_name(int(observation.local_slices[row])),
@@ -79,7 +77,7 @@ def _stuck(observation: Observation, row: int) -> Finding:
     own, wire = original_tuple(flow), reply_tuple(flow)
     return Finding(
         Kind.ENTRY_STUCK,
-        f"The unanswered entry of {source_text(own)} to {destination_text(own)} keeps rewriting it to {port_word(own)} "
+        f"The unanswered entry of {own.source} to {own.destination} keeps rewriting it to {port_word(own)} "
         f"{wire.dport}, although {port_word(own)} {own.sport} is free again: each retry keeps the entry alive.",
         f"End the entry with {_deletion(own)}: the next retry then keeps its port.",
         slice=observation.index.slice_name(int(observation.local_slices[row])),
@@ -94,7 +92,7 @@ def _stranded(flow: Any) -> Finding:
     own, wire = original_tuple(flow), reply_tuple(flow).reversed()
     return Finding(
         Kind.FLOW_STRANDED,
-        f"The NAT flow of {source_text(own)} to {destination_text(own)} leaves from {source_text(wire)}, which no "
+        f"The NAT flow of {own.source} to {own.destination} leaves from {wire.source}, which no "
         f"slice of this host owns: its replies go elsewhere.",
         f"Give the port back to a slice of this host until the flow has ended, or end it with {_deletion(own)}.",
         protocol=own.protocol,
@@ -106,6 +104,6 @@ def _stranded(flow: Any) -> Finding:
 
 def _deletion(own: FlowTuple) -> str:
     ends = f"conntrack -D -p {own.protocol} -s {own.src} -d {own.dst}"
-    if port_word(own) == "echo id":
+    if own.has_echo_id:
         return f"{ends} --icmp-id {own.sport}"
     return f"{ends} --sport {own.sport} --dport {own.dport}"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nat_rewriter.detect.ownership import NOBODY, SliceIndex
-from nat_rewriter.detect.uses import Use, list_uses
+from nat_rewriter.detect.uses import Use, UseCount, fewest_flows
 from nat_rewriter.model.flows import FLOW_FIELDS, Event, Status
 from nat_rewriter.model.policy import Coexist
 from nat_rewriter.model.slices import PortRange, Slice
@@ -129,7 +129,21 @@ class Observation:
     def uses(self) -> list[Use]:
         """The destinations towards which a slice is used beyond the threshold, or wholly."""
         share = min(self.pressure, 1.0)
-        return list_uses(self.flows, self.wire_rows, self.wire_numbers, self.index, share)
+        fewest = fewest_flows(self.index, share)
+        return UseCount(self.flows, self.wire_rows, self.wire_numbers, self.index, fewest).beyond(share)
+
+    @cached_property
+    def busiest(self) -> list[Use]:
+        """For each slice in use the destination that uses most of its ports, the busiest first."""
+        return UseCount(self.flows, self.wire_rows, self.wire_numbers, self.index).busiest()
+
+    @cached_property
+    def slice_flows(self) -> list[int]:
+        """For each slice how many flows leave from it."""
+        flows, rows = self.flows, self.wire_rows
+        owners = self.index.owners(self.wire_numbers, flows["protocol"][rows], flows["reply_dport"][rows])
+        counts: list[int] = np.bincount(owners[owners != NOBODY], minlength=len(self.slices)).tolist()
+        return counts
 
     @cached_property
     def socket_numbers(self) -> Rows:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from nat_rewriter.model.findings import FlowParty, SocketParty
-from nat_rewriter.model.slices import Address
-from nat_rewriter.model.tuples import FlowTuple, endpoint_text, protocol_name
+from nat_rewriter.model.flows import ICMP_PROTOCOLS, address_from_halves
+from nat_rewriter.model.tuples import FlowTuple, protocol_name
 
-PORTLESS = (1, 58)  # ICMP and ICMPv6 have an echo id where others have two ports
-
-
-def address_of(halves: Any, family: int) -> Address:
-    """Return the address that a pair of 64-bit halves stands for."""
-    number = (int(halves[0]) << 64) | int(halves[1])
-    return IPv4Address(number) if family == 4 else IPv6Address(number)
+PORTLESS = sorted(ICMP_PROTOCOLS)  # they have an echo id where others have two ports
 
 
 def original_tuple(flow: Any) -> FlowTuple:
     """Return the original tuple of a flow record."""
     return FlowTuple(
         protocol_name(int(flow["protocol"])),
-        address_of(flow["orig_src"], flow["family"]),
+        address_from_halves(flow["orig_src"], flow["family"]),
         int(flow["orig_sport"]),
-        address_of(flow["orig_dst"], flow["family"]),
+        address_from_halves(flow["orig_dst"], flow["family"]),
         int(flow["orig_dport"]),
     )
 
@@ -33,9 +26,9 @@ def reply_tuple(flow: Any) -> FlowTuple:
     """Return the reply tuple of a flow record."""
     return FlowTuple(
         protocol_name(int(flow["protocol"])),
-        address_of(flow["reply_src"], flow["family"]),
+        address_from_halves(flow["reply_src"], flow["family"]),
         int(flow["reply_sport"]),
-        address_of(flow["reply_dst"], flow["family"]),
+        address_from_halves(flow["reply_dst"], flow["family"]),
         int(flow["reply_dport"]),
     )
 
@@ -44,9 +37,9 @@ def socket_tuple(socket: Any) -> FlowTuple:
     """Return the tuple of a socket record, from the socket to its peer."""
     return FlowTuple(
         protocol_name(int(socket["protocol"])),
-        address_of(socket["src"], socket["family"]),
+        address_from_halves(socket["src"], socket["family"]),
         int(socket["sport"]),
-        address_of(socket["dst"], socket["family"]),
+        address_from_halves(socket["dst"], socket["family"]),
         int(socket["dport"]),
     )
 
@@ -62,20 +55,6 @@ def socket_party(socket: Any) -> SocketParty:
     return SocketParty(inode=int(socket["inode"]) or None)
 
 
-def source_text(tuple_: FlowTuple) -> str:
-    """Return the source of a tuple as ``address:port``, or as ``address id n`` for ICMP."""
-    return f"{tuple_.src} id {tuple_.sport}" if _portless(tuple_) else endpoint_text(tuple_.src, tuple_.sport)
-
-
-def destination_text(tuple_: FlowTuple) -> str:
-    """Return the destination of a tuple as ``address:port``, or the address alone for ICMP."""
-    return str(tuple_.dst) if _portless(tuple_) else endpoint_text(tuple_.dst, tuple_.dport)
-
-
 def port_word(tuple_: FlowTuple) -> str:
     """Return what the number in a tuple of this protocol is called."""
-    return "echo id" if _portless(tuple_) else "port"
-
-
-def _portless(tuple_: FlowTuple) -> bool:
-    return tuple_.protocol in ("icmp", "icmpv6")
+    return "echo id" if tuple_.has_echo_id else "port"

@@ -11,15 +11,12 @@ from nat_rewriter.detect.keys import first_match, original_keys, reply_keys, soc
 from nat_rewriter.detect.observation import TCP, UDP, Observation, Rows
 from nat_rewriter.detect.ownership import NOBODY
 from nat_rewriter.detect.parties import (
-    address_of,
-    destination_text,
     flow_party,
     socket_party,
     socket_tuple,
-    source_text,
 )
 from nat_rewriter.model.findings import Finding, Kind
-from nat_rewriter.model.flows import TCP_STATES
+from nat_rewriter.model.flows import TCP_STATES, address_from_halves
 from nat_rewriter.model.policy import Coexist
 from nat_rewriter.model.slices import Protocol, Slice
 from nat_rewriter.model.sockets import SOCKET_STATES
@@ -86,7 +83,7 @@ def _slice_reached(observation: Observation, socket: Any) -> int:
 
 
 def _end_text(socket: Any) -> str:
-    return endpoint_text(address_of(socket["src"], socket["family"]), int(socket["sport"]))
+    return endpoint_text(address_from_halves(socket["src"], socket["family"]), int(socket["sport"]))
 
 
 def _foreign_bind(socket: Any, owner: Slice) -> Finding:
@@ -116,7 +113,7 @@ def _reply_captured(observation: Observation, socket: Any, flow: Any) -> Finding
     owner = observation.index.owners(numbers, flow["protocol"].reshape(1), flow["orig_sport"].reshape(1))[0]
     return Finding(
         Kind.REPLY_CAPTURED,
-        f"The local socket {source_text(taken)} takes the replies that {destination_text(taken)} sends to a forwarded "
+        f"The local socket {taken.source} takes the replies that {taken.destination} sends to a forwarded "
         f"flow with the same tuple.",
         "Bind the socket to the device lo with SO_BINDTODEVICE, or set net.ipv4.tcp_early_demux=0.",
         slice=observation.index.slice_name(int(owner)),

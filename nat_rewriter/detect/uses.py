@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from nat_rewriter.model.tuples import FlowTuple
 Rows = NDArray[Any]
 
 _PORT_BITS = np.int64(16)
+_PORTLESS = np.isin(np.arange(256), PORTLESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +31,48 @@ class Use:
     capacity: int
 
 
-def list_uses(flows: Rows, rows: Rows, address_numbers: Rows, index: SliceIndex, share: float) -> list[Use]:
-    """Return the (slice, protocol, destination) with at least a share of the slice's ports in use, busiest first.
+class UseCount:
+    """Use of every (slice, protocol, destination, zone) that at least ``fewest`` flows belong to, in columns.
 
     ``rows`` are the flows that leave from a soft-unicast address, ``address_numbers`` says from which.
     """
+
+    def __init__(self, flows: Rows, rows: Rows, address_numbers: Rows, index: SliceIndex, fewest: int = 1) -> None:
+        self._flows = flows
+        slices = index.rewriters(address_numbers, flows["protocol"][rows], flows["reply_dport"][rows])
+        rows, slices = rows[slices != NOBODY], slices[slices != NOBODY]
+        groups = _group_keys(flows, rows, slices)
+        if fewest > 1:
+            busy = np.flatnonzero(is_among(groups, _keys_seen(groups, fewest)))
+            rows, slices, groups = rows[busy], slices[busy], groups[busy]
+        first, self.used = _count_distinct(groups, flows["reply_dport"][rows])
+        self._rows, self.slices = rows[first], slices[first]
+        self.capacities = slice_capacities(index)[self.slices]
+
+    def uses(self, chosen: Rows) -> list[Use]:
+        """Return the chosen rows of the columns as objects, busiest first."""
+        made = [self._use(row) for row in chosen]
+        return sorted(made, key=lambda use: use.used, reverse=True)
+
+    def beyond(self, share: float) -> list[Use]:
+        """Return those with at least that share of the slice's ports in use."""
+        return self.uses(np.flatnonzero(self.used >= share * self.capacities))
+
+    def busiest(self) -> list[Use]:
+        """Return for each slice in use the one with the most ports."""
+        order = np.lexsort((-self.used, self.slices))
+        return self.uses(order[np.unique(self.slices[order], return_index=True)[1]])
+
+    def _use(self, row: int) -> Use:
+        flow: Any = self._flows[self._rows[row]]
+        towards, zone = reply_tuple(flow).reversed(), int(flow["zone"])
+        return Use(int(self.slices[row]), towards, zone, int(self.used[row]), int(self.capacities[row]))
+
+
+def fewest_flows(index: SliceIndex, share: float) -> int:
+    """Return how many flows a destination must have before it can use a share of any slice."""
     capacities = slice_capacities(index)
-    slices = index.rewriters(address_numbers, flows["protocol"][rows], flows["reply_dport"][rows])
-    rows, slices = rows[slices != NOBODY], slices[slices != NOBODY]
-    if not len(rows):
-        return []
-    groups = _group_keys(flows, rows, slices)
-    fewest = max(1, int(np.ceil(share * capacities[capacities > 0].min())))
-    busy = np.flatnonzero(is_among(groups, _keys_seen(groups, fewest)))
-    used = _uses_of(flows, rows[busy], slices[busy], groups[busy], capacities, share)
-    return sorted(used, key=lambda use: -use.used)
+    return max(1, math.ceil(share * int(capacities[capacities > 0].min(initial=1 << 16))))
 
 
 def slice_capacities(index: SliceIndex) -> Rows:
@@ -56,7 +84,7 @@ def slice_capacities(index: SliceIndex) -> Rows:
 def _group_keys(flows: Rows, rows: Rows, slices: Rows) -> Rows:
     """Return one key for each (slice, protocol, destination, zone); an echo id is no part of a destination."""
     protocols, servers = flows["protocol"][rows], flows["reply_src"][rows]
-    portless = (protocols == PORTLESS[0]) | (protocols == PORTLESS[1])
+    portless = _PORTLESS[protocols]
     ports = np.where(portless, 0, flows["reply_sport"][rows]).astype(np.uint64)
     packed = (ports << np.uint64(24)) | (flows["zone"][rows].astype(np.uint64) << np.uint64(8)) | protocols
     return mix(packed, slices, servers[:, 0], servers[:, 1])
@@ -64,6 +92,8 @@ def _group_keys(flows: Rows, rows: Rows, slices: Rows) -> Rows:
 
 def _keys_seen(keys: Rows, times: int) -> Rows:
     """Return the keys that occur at least so many times."""
+    if not len(keys):
+        return keys
     ordered = np.sort(keys)
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
     counts = np.diff(np.append(starts, len(ordered)))
@@ -71,12 +101,8 @@ def _keys_seen(keys: Rows, times: int) -> Rows:
     return seen
 
 
-def _uses_of(flows: Rows, rows: Rows, slices: Rows, groups: Rows, capacities: Rows, share: float) -> Iterator[Use]:
+def _count_distinct(groups: Rows, ports: Rows) -> tuple[Rows, Rows]:
+    """Return for each group its first row and how many different ports it has."""
     keys, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
-    ports = flows["reply_dport"][rows].astype(np.int64)
     distinct = np.unique((numbers.astype(np.int64) << _PORT_BITS) | ports) >> _PORT_BITS
-    used = np.bincount(distinct, minlength=len(keys))
-    for group in np.flatnonzero(used >= share * capacities[slices[first]]):
-        flow: Any = flows[rows[first[group]]]
-        number = int(slices[first[group]])
-        yield Use(number, reply_tuple(flow).reversed(), int(flow["zone"]), int(used[group]), int(capacities[number]))
+    return first, np.bincount(distinct, minlength=len(keys))

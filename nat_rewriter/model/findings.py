@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
-from nat_rewriter.model.tuples import FlowTuple
+from nat_rewriter.model.tuples import FlowTuple, endpoint_text
 
 
 class Severity(enum.Enum):
@@ -71,6 +72,11 @@ class FlowParty:
     src: str
     sport: int
     id: int
+
+    @property
+    def source(self) -> str:
+        """The original source as ``address:port``."""
+        return endpoint_text(ip_address(self.src), self.sport)
 
 
 Party = SocketParty | FlowParty

@@ -19,6 +19,21 @@ class FlowTuple:
     dst: Address
     dport: int
 
+    @property
+    def has_echo_id(self) -> bool:
+        """Whether an echo id takes the place of ports."""
+        return self.protocol in ("icmp", "icmpv6")
+
+    @property
+    def source(self) -> str:
+        """The source as text: ``address:port``, or ``address id n``."""
+        return f"{self.src} id {self.sport}" if self.has_echo_id else endpoint_text(self.src, self.sport)
+
+    @property
+    def destination(self) -> str:
+        """The destination as text: ``address:port``, or the address alone where an echo id is no part of it."""
+        return str(self.dst) if self.has_echo_id else endpoint_text(self.dst, self.dport)
+
     def reversed(self) -> FlowTuple:
         """Return the same flow as seen from the other end."""
         return FlowTuple(self.protocol, self.dst, self.dport, self.src, self.sport)
