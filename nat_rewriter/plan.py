@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from nat_rewriter.model.ruleset import LiveTable, Ruleset
+from nat_rewriter.model.ruleset import Elements, LiveTable, Ruleset
 from nat_rewriter.model.transaction import AddElements, CreateTable, DeleteElements, DeleteTable, Step, Transaction
 
 ELEMENTS_A_STATEMENT = 5000  # nft's parser slows down on longer ones
@@ -20,15 +20,27 @@ class SetChange:
     removed: Mapping[str, str]
 
 
-def plan(wanted: Ruleset, wanted_listing: str, live: LiveTable | None) -> Transaction:
+def is_rebuilt(wanted_listing: str, live: LiveTable | None) -> bool:
+    """Tell whether more than elements differ, so that the table has to be made anew."""
+    return live is None or live.listing != wanted_listing
+
+
+def plan(wanted: Ruleset, wanted_listing: str, live: LiveTable | None, recorded: Elements | None = None) -> Transaction:
     """Return what makes the live table equal to the wanted one.
 
     ``wanted_listing`` is how this kernel and nft list the wanted skeleton. Where only elements differ, only those are
-    sent; where the skeleton differs, the table is rebuilt and the elements that packets put into it are kept.
+    sent; where the skeleton differs, the table is rebuilt, and ``recorded`` (else what the live table has) goes into
+    the sets that packets fill.
     """
-    if live is None or live.listing != wanted_listing:
-        return Transaction(tuple(_rebuild(wanted, live)))
+    if live is None or is_rebuilt(wanted_listing, live):
+        kept = recorded if recorded is not None else live.elements if live else {}
+        return Transaction(tuple(_rebuild(wanted, kept)))
     return Transaction(tuple(_element_steps(wanted, live)))
+
+
+def plan_records(wanted: Ruleset, recorded: Elements) -> Transaction:
+    """Return what adds elements to the sets that packets fill; those that are there keep their age."""
+    return Transaction(tuple(_records(wanted, recorded)))
 
 
 def plan_removal(live: LiveTable | None) -> Transaction:
@@ -48,14 +60,17 @@ def set_changes(wanted: Ruleset, live: LiveTable) -> Iterator[SetChange]:
             yield SetChange(name, added, removed)
 
 
-def _rebuild(wanted: Ruleset, live: LiveTable | None) -> Iterator[Step]:
+def _rebuild(wanted: Ruleset, recorded: Elements) -> Iterator[Step]:
     yield DeleteTable(wanted.table)
     yield CreateTable(wanted.table, wanted.skeleton)
     for name, elements in wanted.elements.items():
         yield from _additions(wanted.table, name, elements)
-    for name in sorted(wanted.dynamic):
-        if live and name in wanted.elements and (kept := live.elements.get(name)):
-            yield from _additions(wanted.table, name, kept)
+    yield from _records(wanted, recorded)
+
+
+def _records(wanted: Ruleset, recorded: Elements) -> Iterator[Step]:
+    for name in sorted(wanted.dynamic & wanted.elements.keys()):
+        yield from _additions(wanted.table, name, recorded.get(name, {}))
 
 
 def _element_steps(wanted: Ruleset, live: LiveTable) -> Iterator[Step]:

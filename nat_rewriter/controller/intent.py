@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from nat_rewriter.errors import NftError
 from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft import KernelNft, Nft
-from nat_rewriter.model.policy import Policy
-from nat_rewriter.model.ruleset import LiveTable, Ruleset
+from nat_rewriter.model.policy import Coexist, Policy
+from nat_rewriter.model.ruleset import Elements, LiveTable, Ruleset
 from nat_rewriter.model.transaction import Transaction
-from nat_rewriter.plan import SetChange, plan, plan_removal, set_changes
+from nat_rewriter.plan import SetChange, is_rebuilt, plan, plan_records, plan_removal, set_changes
 from nat_rewriter.render import render
+
+ReadClaims = Callable[[Policy], Elements]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +50,44 @@ class Change:
         return list(lines)
 
 
-def read_change(policy: Policy, nft: Nft) -> Change:
-    """Compare the policy with the kernel; change nothing."""
+def read_claims(policy: Policy) -> Elements:
+    """Return the claims of the flows that conntrack has now; none where the policy does not refuse sockets."""
+    if policy.controller.coexist is not Coexist.REFUSE:
+        return {}
+    from nat_rewriter.claims import claims_of
+    from nat_rewriter.kernel.conntrack import dump
+
+    return claims_of(dump(), policy.slices)
+
+
+def read_change(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> Change:
+    """Compare the policy with the kernel; change nothing.
+
+    A table that is made anew starts with what the old one recorded, and with the claims of all flows.
+    """
     wanted = render(policy)
     live = nft.read(wanted.table)
     listing = nft.listing_of(wanted.table, wanted.skeleton)
-    return Change(wanted, listing, live, plan(wanted, listing, live))
+    recorded = None
+    if is_rebuilt(listing, live):
+        recorded = {**(live.elements if live else {}), **claims(policy)}
+    return Change(wanted, listing, live, plan(wanted, listing, live, recorded))
 
 
-def apply(policy: Policy, nft: Nft) -> Change:
+def apply(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> Change:
     """Make the kernel match the policy in one transaction, and return what was changed.
 
     Raises LockHeld, or NftError with the kernel as it was before; NftError also where what was read back differs.
     """
     with table_lock(policy.controller.table):
-        change = read_change(policy, nft)
+        change = read_change(policy, nft, claims)
         nft.check(change.transaction)
         nft.run(change.transaction)
         if change.transaction:
             _verify(change, nft)
+        if change.action in ("create", "rebuild"):
+            # Flows that began between the look at conntrack and the new table: their claims died with the old one.
+            nft.run(plan_records(change.wanted, claims(policy)))
     return change
 
 
