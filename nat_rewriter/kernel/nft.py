@@ -136,7 +136,7 @@ class Worker:
             stream.write(struct.pack("<I", len(message)) + message)
             stream.flush()
             (size,) = struct.unpack("<I", self._receive(4))
-            return dict(json.loads(self._receive(size)))
+            return _checked(json.loads(self._receive(size)))
         except (BrokenPipeError, ValueError):
             raise self._failed("crashed or answered garbage") from None
 
@@ -163,6 +163,12 @@ class Worker:
             needs = "CAP_SYS_ADMIN, or user namespaces that any user may make"
             return UnsupportedFeature("compare rulesets in a network namespace", needs, "neither")
         return _worker_error(self._process.returncode, how, told)
+
+
+def _checked(answer: object) -> dict[str, Any]:
+    if not isinstance(answer, dict) or not {"code", "output", "error"} <= answer.keys():
+        raise ValueError("an answer without its fields")
+    return answer
 
 
 def _worker_error(status: int, how: str, told: str) -> Exception:
