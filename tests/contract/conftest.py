@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
+from nat_rewriter.controller import intent
 from nat_rewriter.kernel.netns import entered
 from nat_rewriter.kernel.nft import KernelNft, Nft
 from nat_rewriter.testing import FakeNft
@@ -37,9 +39,11 @@ def kernel_nft(namespace: str) -> Iterator[KernelNft]:
 
 
 @pytest.fixture(params=["fake", "kernel"])
-def nft(request: pytest.FixtureRequest) -> Nft:
+def nft(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Nft:
     """Each nftables in turn."""
     if request.param == "fake":
+        # The fakes of tests that run side by side share the network namespace, and with it the lock.
+        monkeypatch.setattr(intent, "table_lock", lambda table: nullcontext())
         return FakeNft()
     found: Nft = request.getfixturevalue("kernel_nft")
     return found

@@ -185,8 +185,7 @@ def test_applying_creates_the_table_and_a_second_time_changes_nothing(nft: Nft) 
     assert read(nft, "natctl") == before
 
 
-def test_a_new_range_sends_its_elements_alone(nft: Nft) -> None:
-    """What rules do not mention, here the ports that a local socket may keep, changes by elements."""
+def test_a_change_of_elements_sends_those_alone(nft: Nft) -> None:
     intent.apply(policy_of(coexist="off"), nft)
     wider = policy_of("9000-9009", coexist="off", to="10.0.0.3")
     change = intent.apply(wider, nft)
