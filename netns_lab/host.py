@@ -17,6 +17,8 @@ from netns_lab.servers import Endpoint, TcpServer, UdpServer, bind_udp, listen_t
 from netns_lab.topology import set_sysctls
 
 Completed = subprocess.CompletedProcess[str]
+# An ordinary user's path often lacks the places of nft, conntrack and ip.
+TOOL_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
 _ECHO_REQUEST = {socket.AF_INET: 8, socket.AF_INET6: 128}
 _ICMP = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
 
@@ -42,7 +44,13 @@ class Host:
         """Run a command and return its output as text; with ``check`` a failure raises NatctlError."""
         with self.enter():
             done = subprocess.run(
-                command, input=input, capture_output=True, text=True, timeout=timeout_s, env=env, check=False
+                command,
+                input=input,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+                env=os.environ | {"PATH": TOOL_PATH} if env is None else env,
             )
         if check and done.returncode:
             words = " ".join(os.fspath(word) for word in command)
@@ -51,9 +59,10 @@ class Host:
 
     def popen(self, command: Sequence[str | os.PathLike[str]], **options: Any) -> subprocess.Popen[str]:
         """Start a command, by default with pipes for its output; it is ended with the lab."""
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        usual: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        usual["env"] = os.environ | {"PATH": TOOL_PATH}
         with self.enter():
-            process: subprocess.Popen[str] = subprocess.Popen(command, **(pipes | options))
+            process: subprocess.Popen[str] = subprocess.Popen(command, **(usual | options))
         self._resources.callback(end_process, process)
         return process
 

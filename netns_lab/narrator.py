@@ -114,6 +114,8 @@ def describe(finding: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if holder := finding.get("holder"):
         name = holder.get("type", "").replace("-", " ")
         yield "holder", f"{name} of {holder['src']} port {holder['sport']}" if "src" in holder else name
+    if "destination" in finding:
+        yield "destination", finding["destination"]
     if "wire_sport" in finding:
         yield "port on the wire", str(finding["wire_sport"])
     yield "message", finding.get("message", "")

@@ -55,9 +55,9 @@ def up(name: str, slices: tuple[str, ...], clients: int) -> int:
     made = Lab(slices=slices or DEFAULT_SLICES, clients=clients, name=name)
     standing.up(made)
     option = "" if name == DEFAULT_NAME else f" --name {name}"
-    click.echo(f"lab {name} is up: {', '.join(host for host in HOSTS)}")
-    click.echo(f"  natctl lab shell{option} egress    be on its egress host")
-    click.echo(f"  natctl lab down {name}{' ' * (len(option) + 11 - len(name))}    take it away")
+    click.echo(f"lab {name} is up: {', '.join(HOSTS)}")
+    click.echo(f"  natctl lab shell egress{option}    be on its egress host")
+    click.echo(f"  natctl lab down {name}    take it away")
     return EXIT_DONE
 
 
@@ -65,30 +65,31 @@ def up(name: str, slices: tuple[str, ...], clients: int) -> int:
     epilog="""\b
     Examples:
       natctl lab shell                     a shell on the egress host
-      natctl lab shell client -- ping -c 1 203.0.113.1
-      natctl lab shell server -- nc -l 443
+      natctl lab shell client -- ip route
+      natctl lab shell egress -- conntrack -E
     """
 )
-@click.argument("host", type=click.Choice(HOSTS), default="egress")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("words", metavar="[HOST] [-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @click.option("--name", default=DEFAULT_NAME, show_default=True, help="Name of the lab.")
-def shell(host: str, command: tuple[str, ...], name: str) -> None:
-    """Run a shell, or a COMMAND, on a host of a lab that is up."""
+def shell(words: tuple[str, ...], name: str) -> None:
+    """Run a shell, or a COMMAND, on a HOST of a lab that is up: client, egress (the default), server or upstream."""
     from nat_rewriter.kernel.netns import enter
     from netns_lab import standing
+    from netns_lab.host import TOOL_PATH
     from netns_lab.namespaces import namespace_name
 
+    host, command = (words[0], words[1:]) if words and words[0] in HOSTS else ("egress", words)
     standing.join(name)
     enter(namespace_name(name, host))
-    words = command or (os.environ.get("SHELL", "/bin/sh"),)
+    command = command or (os.environ.get("SHELL", "/bin/sh"),)
     # Debian's prompt shows debian_chroot; and natctl itself is to be found from inside.
-    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+    path = os.pathsep.join((os.path.dirname(sys.executable), TOOL_PATH))
     environment = os.environ | {"debian_chroot": f"{name}:{host}", "PATH": path}
     sys.stdout.flush()
     try:
-        os.execvpe(words[0], words, environment)
+        os.execvpe(command[0], command, environment)
     except OSError as error:
-        raise NatctlError("run in lab", error.strerror or "cannot be run", words[0]) from None
+        raise NatctlError("run in lab", error.strerror or "cannot be run", command[0]) from None
 
 
 @lab.command(

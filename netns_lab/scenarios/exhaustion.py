@@ -1,7 +1,7 @@
 """Ten ports are ten connections to one server: the eleventh is dropped without a word."""
 
 from netns_lab.scenario import scenario
-from netns_lab.stage import SLICE, Stage
+from netns_lab.stage import SLICE, TCP_PORT, Stage
 from netns_lab.topology import SERVER
 
 
@@ -20,4 +20,4 @@ def exhaustion(stage: Stage) -> None:
         stage.expect("it gets an answer", stage.client_flow(server="203.0.113.2").works)
     with stage.step("natctl says so"):
         (finding,) = stage.check("slice-exhausted")
-        stage.expect("the full destination", finding["tuple"]["dst"], SERVER)
+        stage.expect("the full destination", finding["destination"], f"{SERVER}:{TCP_PORT}")
