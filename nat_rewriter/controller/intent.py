@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from nat_rewriter.errors import NftError
 from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft import KernelNft, Nft
-from nat_rewriter.model.policy import Coexist, Policy
+from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.ruleset import Elements, LiveTable, Ruleset
 from nat_rewriter.model.transaction import Transaction
 from nat_rewriter.plan import SetChange, is_rebuilt, plan, plan_records, plan_removal, set_changes
 from nat_rewriter.render import render
+from nat_rewriter.render.parts import Parts
 
 ReadClaims = Callable[[Policy], Elements]
 
@@ -51,8 +52,8 @@ class Change:
 
 
 def read_claims(policy: Policy) -> Elements:
-    """Return the claims of the flows that conntrack has now; none where the policy does not refuse sockets."""
-    if policy.controller.coexist is not Coexist.REFUSE:
+    """Return the claims of the flows that conntrack has now; none where the policy records no claims."""
+    if not Parts.of(policy).claims:
         return {}
     from nat_rewriter.claims import claims_of
     from nat_rewriter.kernel.conntrack import dump

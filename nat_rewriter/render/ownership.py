@@ -63,6 +63,21 @@ def confined_echo(slices: Sequence[Slice], family: int) -> dict[str, str]:
     return {address: _own_range(owned, ports, family) for address, (owned, ports) in largest.items()}
 
 
+def spill_chain(owned: Slice, family: int) -> str:
+    """Return the name of the chain that moves a port to any range of the slice."""
+    return f"spill{family}_{owned.name}"
+
+
+def spilled_ports(slices: Sequence[Slice], family: int) -> dict[str, str]:
+    """Map the ranges of every slice that has several to its chain: elements of ``spill4`` or ``spill6``."""
+    return {
+        concat(owned.address, protocol.value, ports): f"goto {spill_chain(owned, family)}"
+        for owned, protocol in _with_protocols(slices)
+        if len(owned.ranges) > 1
+        for ports in owned.ranges
+    }
+
+
 def keep_ranges(slices: Sequence[Slice]) -> list[PortRange]:
     """Return the distinct ranges of the slices: each is a chain, however many addresses share it (IPv6)."""
     return sorted({ports for owned in slices for ports in (*_parts(owned), *owned.ranges)})

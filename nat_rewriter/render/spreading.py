@@ -7,8 +7,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 from nat_rewriter.model.policy import SnatRule, Spread
-from nat_rewriter.model.slices import Address, PortRange, Protocol
-from nat_rewriter.render.spelling import ip_word, l4proto, set_of
+from nat_rewriter.model.slices import Address, PortRange, Protocol, Slice
+from nat_rewriter.render.ownership import keep_chain
+from nat_rewriter.render.spelling import ip_word, l4proto, port_data, set_of
 
 MOST_SHARES = 4096  # entries of one spread: beyond it the shares of unequal ranges are rounded
 
@@ -33,6 +34,16 @@ def hashed(rule: SnatRule, protocols: Sequence[Protocol], family: int, count: in
         yield ports_protocols(protocols, family), f"jhash {ip} saddr mod {count} seed {_seed(rule)}"
     else:
         yield from _by_flow(rule, protocols, family, count)
+
+
+def spread_by_chance(owned: Slice, family: int) -> str:
+    """Return the statement that rewrites into any range of a slice, every port equally likely."""
+    numbered = list(enumerate(shares([(owned.address, ports) for ports in owned.ranges])))
+    key = f"numgen random mod {len(numbered)}"
+    if family == 6:
+        return f"{key} vmap {{ {', '.join(f'{n} : goto {keep_chain(ports)}' for n, (_, ports) in numbered)} }}"
+    places = ", ".join(f"{number} : {port_data(*place)}" for number, place in numbered)
+    return f"meta l4proto {{ tcp, udp }} snat ip to {key} map {{ {places} }}"
 
 
 def ports_protocols(protocols: Sequence[Protocol], family: int) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nat_rewriter import __version__
-from nat_rewriter.model.policy import Coexist, Guard, Policy, Timeouts
+from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.ruleset import Ruleset
 from nat_rewriter.model.slices import PortRange, Slice
 from nat_rewriter.render import ownership
+from nat_rewriter.render.parts import Parts
 from nat_rewriter.render.rewriting import Rewriting, dnat_elements, rewriting_of
+from nat_rewriter.render.spreading import spread_by_chance
 
 if TYPE_CHECKING:
     import jinja2
@@ -49,45 +51,18 @@ class Family:
         return f"ipv{self.number}_addr"
 
     @property
+    def spills(self) -> dict[str, str]:
+        """The chains by which a port moves to another range of its slice, and what each does."""
+        return {
+            ownership.spill_chain(owned, self.number): spread_by_chance(owned, self.number)
+            for owned in self.slices
+            if len(owned.ranges) > 1
+        }
+
+    @property
     def keep_ranges(self) -> list[PortRange]:
         """The distinct port ranges of the slices, each a chain where maps cannot hold ranges."""
         return ownership.keep_ranges(self.slices)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Which parts of the table a policy asks for."""
-
-    guard: bool
-    confine: bool
-    refuse: bool
-    split: bool
-    timeouts: Timeouts | None
-
-    @classmethod
-    def of(cls, policy: Policy) -> Parts:
-        """Return the parts that the settings of a policy ask for."""
-        controller = policy.controller
-        refuse = controller.coexist is Coexist.REFUSE
-        return cls(
-            guard=controller.guard is not Guard.OFF,
-            # Behind refuse and split too: where a claim is missing, a port is moved inside its slice and never leaks.
-            confine=controller.coexist is not Coexist.OFF,
-            refuse=refuse,
-            split=controller.coexist is Coexist.SPLIT,
-            # A claim lives as long as its conntrack entry only where natctl knows how long that is.
-            timeouts=controller.timeouts or (Timeouts() if refuse else None),
-        )
-
-    @property
-    def soft(self) -> bool:
-        """Whether anything asks which addresses are soft-unicast."""
-        return self.guard or self.refuse or self.split or self.timeouts is not None
-
-    @property
-    def lifetimes(self) -> list[int]:
-        """The seconds that an entry may have left after a packet, longest first."""
-        return sorted(set(astuple(self.timeouts)), reverse=True) if self.timeouts else []
 
 
 def render(policy: Policy) -> Ruleset:
@@ -137,8 +112,10 @@ def _named_elements(policy: Policy, family: Family) -> list[tuple[str, SetElemen
             ("echo", ownership.owned_echo(family.slices)),
             ("strays", {}),
         ]
-    if parts.refuse:
+    if parts.claims:
         found.append(("claims", {}))
+    if parts.spill:
+        found.append(("spill", ownership.spilled_ports(family.slices, family.number)))
     if parts.split:
         found.append(("rewrites", ownership.rewritten_ports(family.slices)))
     if parts.confine:

@@ -1,0 +1,59 @@
+"""Which parts of the table a policy asks for."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+from nat_rewriter.model.policy import Coexist, Guard, Policy, Timeouts
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of the table, as the template asks for them.
+
+    ``spill``: a port that is taken may move to another range of its slice, because its own range may be full.
+    """
+
+    guard: bool
+    confine: bool
+    refuse: bool
+    spill: bool
+    split: bool
+    timeouts: Timeouts | None
+
+    @classmethod
+    def of(cls, policy: Policy) -> Parts:
+        """Return the parts that the settings of a policy ask for."""
+        controller = policy.controller
+        coexist = controller.coexist
+        return cls(
+            guard=controller.guard is not Guard.OFF,
+            # Behind refuse and split too: where a claim is missing, a port is moved inside its slice and never leaks.
+            confine=coexist is not Coexist.OFF,
+            refuse=coexist is Coexist.REFUSE,
+            spill=coexist in (Coexist.CONFINE, Coexist.REFUSE)
+            and any(len(owned.ranges) > 1 for owned in policy.slices),
+            split=coexist is Coexist.SPLIT,
+            # A claim lives exactly as long as its conntrack entry only where natctl knows how long that is.
+            timeouts=controller.timeouts or (Timeouts() if coexist is Coexist.REFUSE else None),
+        )
+
+    @property
+    def claims(self) -> bool:
+        """Whether the tuples of rewritten flows are recorded."""
+        return self.refuse or self.spill
+
+    @property
+    def soft(self) -> bool:
+        """Whether anything asks which addresses are soft-unicast."""
+        return self.guard or self.claims or self.split or self.timeouts is not None
+
+    @property
+    def claim_times(self) -> Timeouts:
+        """How long a claim lives after a packet, by state."""
+        return self.timeouts or Timeouts()
+
+    @property
+    def lifetimes(self) -> list[int]:
+        """The seconds that an entry may have left after a packet, longest first."""
+        return sorted(set(astuple(self.claim_times)), reverse=True)
