@@ -19,6 +19,7 @@ from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE, SEED, Records
 # An event datagram holds one entry: some 300 bytes, a few hundred more with labels and the like.
 _DATAGRAMS, _DATAGRAM_BYTES = 64, 4096
 _BATCH_RECORDS = 16384
+_OPAQUE = np.dtype((np.void, FLOW_DTYPE.itemsize))
 _LISTEN = "listen to conntrack events"
 
 
@@ -102,8 +103,8 @@ class EventStream:
         self._wrong = self._problem_of(progress, problem)
         if self._wrong is not None and not progress.records:
             return self.read()
-        # A copy: the array is written over by the next read.
-        records = self._records[: progress.records].copy()
+        # A copy, as the array is written over by the next read; of opaque bytes, as numpy copies structures by field.
+        records = self._records.view(_OPAQUE)[: progress.records].copy().view(FLOW_DTYPE)
         return EventBatch(records, self._count_lost(progress), bool(progress.flags & lib.NR_DRAINED))
 
     def _problem_of(self, progress: Any, problem: int) -> NatctlError | None:
