@@ -20,11 +20,22 @@ from nat_rewriter.detect.collisions import (
 from nat_rewriter.detect.entries import find_entry_orphaned, find_entry_stuck, find_flow_stranded
 from nat_rewriter.detect.host import find_ephemeral_overlap, find_events_lost, find_ruleset_drift
 from nat_rewriter.detect.observation import HostSettings, Loss, Observation
+from nat_rewriter.detect.ownership import SliceIndex
 from nat_rewriter.detect.sockets import find_foreign_bind, find_reply_captured
 from nat_rewriter.detect.tracker import FindingTracker
 from nat_rewriter.model.findings import Finding, Kind
 
-__all__ = ["DETECTORS", "Detector", "FindingTracker", "HostSettings", "Loss", "Needs", "Observation", "find_findings"]
+__all__ = [
+    "DETECTORS",
+    "Detector",
+    "FindingTracker",
+    "HostSettings",
+    "Loss",
+    "Needs",
+    "Observation",
+    "SliceIndex",
+    "find_findings",
+]
 
 
 class Needs(enum.Flag):

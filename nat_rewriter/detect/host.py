@@ -29,15 +29,15 @@ def find_events_lost(observation: Observation) -> list[Finding]:
     loss = observation.loss
     if loss is None:
         return []
-    times = "once" if loss.overruns == 1 else f"{loss.overruns} times"
     return [
         Finding(
             Kind.EVENTS_LOST,
-            f"The kernel dropped events {times}; the resync added {loss.added}, removed {loss.removed} and changed "
-            f"{loss.changed} entries.",
+            f"The kernel dropped {loss.events} events or more; the resync added {loss.added}, removed {loss.removed} "
+            f"and changed {loss.changed} entries.",
             "Raise net.core.rmem_max, or run natctl watch with CAP_NET_ADMIN, so that its socket can hold more events.",
+            subject=str(loss.number),
             extra={
-                "overruns": loss.overruns,
+                "events": loss.events,
                 "entries": loss.entries,
                 "added": loss.added,
                 "removed": loss.removed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,12 +32,16 @@ _CONNECTED = np.isin(
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Events that the kernel dropped, and what the resync found to be different: counts of entries."""
+    """Events that the kernel dropped, and what the resync found to be different: counts of entries.
 
-    overruns: int
+    ``number`` tells one loss from the next.
+    """
+
+    events: int
     added: int = 0
     removed: int = 0
     changed: int = 0
+    number: int = 0
 
     @property
     def entries(self) -> int:
@@ -72,7 +75,7 @@ class Observation:
     ``drift`` says how the live table differs from the configuration, one sentence an item.
     """
 
-    slices: Sequence[Slice]
+    index: SliceIndex
     flows: Rows = field(default_factory=no_flows)
     sockets: Rows = field(default_factory=no_sockets)
     coexist: Coexist = Coexist.CONFINE
@@ -81,10 +84,10 @@ class Observation:
     host: HostSettings = HostSettings()
     pressure: float = 0.8
 
-    @cached_property
-    def index(self) -> SliceIndex:
-        """The slices, to be asked by column."""
-        return SliceIndex(self.slices)
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """The slices of the configuration."""
+        return self.index.slices
 
     @cached_property
     def local_rows(self) -> Rows:

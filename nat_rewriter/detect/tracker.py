@@ -20,6 +20,10 @@ class FindingTracker:
         """The findings that are open now, oldest first."""
         return list(self._open.values())
 
+    def has(self, finding: Finding) -> bool:
+        """Tell whether the same finding is open already."""
+        return finding.identity in self._open
+
     def add(self, found: Iterable[Finding]) -> list[Change]:
         """Take in findings that were seen, without closing any other; return those that opened."""
         opened = []

@@ -17,6 +17,11 @@ class Severity(enum.Enum):
     WARNING = "warning"
     NOTICE = "notice"
 
+    @property
+    def rank(self) -> int:
+        """Its place in the order from the worst on."""
+        return list(Severity).index(self)
+
 
 class Kind(enum.Enum):
     """What is wrong; the contract fixes the names and their severity."""
@@ -35,6 +40,11 @@ class Kind(enum.Enum):
     FOREIGN_BIND = "foreign-bind"
     RULESET_DRIFT = "ruleset-drift"
     EVENTS_LOST = "events-lost"
+
+    @property
+    def severity(self) -> Severity:
+        """The severity that the contract gives this kind."""
+        return SEVERITIES[self]
 
 
 SEVERITIES = {
@@ -102,7 +112,7 @@ class Finding:
     @property
     def severity(self) -> Severity:
         """The severity that the contract gives this kind."""
-        return SEVERITIES[self.kind]
+        return self.kind.severity
 
     @property
     def identity(self) -> Identity:

@@ -1,0 +1,143 @@
+"""``natctl watch``: findings as they open and close."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from nat_rewriter.cli.env import Env, common_options
+from nat_rewriter.cli.kinds import only_option, pressure_option
+from nat_rewriter.errors import EXIT_DONE, NatctlError
+from nat_rewriter.model.findings import Kind
+
+if TYPE_CHECKING:
+    from nat_rewriter.controller.watcher import Watcher
+    from nat_rewriter.detect.tracker import Change
+
+Show = Callable[["Watcher", "list[Change]"], None]
+_STEP_S = 0.25
+
+
+@click.command(
+    epilog="""\b
+    Examples:
+      natctl watch                              a live view
+      natctl watch --json >> findings.jsonl     each finding when it opens and when it closes
+      natctl watch --only port-leaked | alert   in a pipe it is JSON too
+      natctl watch --metrics 127.0.0.1:9464     for Prometheus
+      natctl watch --duration 60                for a minute
+    """
+)
+@click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Stop after that time.")
+@click.option(
+    "--metrics", metavar="[ADDRESS:]PORT", help="Serve Prometheus metrics there; the address defaults to 127.0.0.1."
+)
+@only_option
+@pressure_option
+@common_options(json=True)
+def watch(env: Env, duration: float | None, metrics: str | None, kinds: frozenset[Kind], pressure: float) -> int:
+    """The same as check, live, from conntrack events.
+
+    On a terminal a live view, otherwise JSON, one object a line. SIGINT, SIGTERM and --duration end it with exit
+    code 0, whatever was found.
+    """
+    from nat_rewriter.controller.watcher import Watcher
+
+    endpoint = _read_endpoint(metrics) if metrics else None
+    policy = env.policy()
+    live = env.terminal and os.environ.get("TERM") != "dumb"
+    with ExitStack() as stack:
+        stopped = stack.enter_context(_stop_signals())
+        watcher = stack.enter_context(Watcher(policy, kinds, pressure=pressure, count_use=live or bool(endpoint)))
+        if endpoint:
+            stack.enter_context(_served(watcher, *endpoint))
+        show = stack.enter_context(_live(env)) if live else _lines(env)
+        _run(watcher, show, stopped, duration)
+    return EXIT_DONE
+
+
+def _run(watcher: Watcher, show: Show, stopped: Callable[[], bool], duration: float | None) -> None:
+    end = time.monotonic() + duration if duration else float("inf")
+    while not stopped() and time.monotonic() < end:
+        show(watcher, watcher.step(min(_STEP_S, max(0.0, end - time.monotonic()))))
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Let SIGINT and SIGTERM ask for a stop, while the block runs."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _lines(env: Env) -> Show:
+    """Print each change as a line at once: JSON, or words on a terminal that cannot do better."""
+    from nat_rewriter.report import finding_line, finding_object, json_line
+
+    def line_of(change: Change, moment: datetime) -> str:
+        finding, opened = change
+        state = "open" if opened else "closed"
+        return finding_line(finding, state) if env.terminal else json_line(finding_object(finding, moment, state))
+
+    def show(watcher: Watcher, changes: list[Change]) -> None:
+        moment = datetime.now(UTC)
+        if changes:
+            env.stdout.writelines(f"{line_of(change, moment)}\n" for change in changes)
+            env.stdout.flush()
+
+    return show
+
+
+@contextmanager
+def _live(env: Env) -> Iterator[Show]:
+    """Show a screen that follows the watcher's status, until the block ends."""
+    from rich.live import Live
+
+    from nat_rewriter.cli.live import LiveView
+
+    with Live(console=env.console(), screen=True, auto_refresh=False) as screen:
+        yield lambda watcher, changes: screen.update(LiveView(watcher.status), refresh=True)
+
+
+def _read_endpoint(text: str) -> tuple[str, int]:
+    address, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise click.BadParameter(f"{text!r}: expected address:port or a port", param_hint="--metrics")
+    return address.strip("[]") or "127.0.0.1", int(port)
+
+
+@contextmanager
+def _served(watcher: Watcher, address: str, port: int) -> Iterator[None]:
+    """Serve the watcher's metrics over HTTP, until the block ends."""
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from nat_rewriter.report.metrics import WatchCollector
+
+    registry = CollectorRegistry()
+    registry.register(WatchCollector(lambda: watcher.status))
+    try:
+        server, thread = start_http_server(port, address, registry)
+    except OSError as error:
+        raise NatctlError("serve metrics", error.strerror or str(error), f"{address}:{port}") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

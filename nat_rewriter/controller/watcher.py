@@ -1,0 +1,240 @@
+"""Watching: the same findings as one look has, live from conntrack events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from nat_rewriter.controller.drift_poll import DriftPoll
+from nat_rewriter.controller.observation import (
+    ALL_KINDS,
+    PRESSURE,
+    confirmed,
+    name_processes,
+    needs_of,
+    read_host_settings,
+)
+from nat_rewriter.detect import FindingTracker, Loss, Needs, Observation, SliceIndex, find_findings
+from nat_rewriter.detect.tracker import Change
+from nat_rewriter.errors import NetlinkError
+from nat_rewriter.flowtable import FlowTable, Records, ResyncResult, TableState
+from nat_rewriter.kernel.conntrack import dump_batches
+from nat_rewriter.kernel.conntrack_events import EventStream
+from nat_rewriter.kernel.sockets import list_sockets
+from nat_rewriter.model.findings import Finding, Kind
+from nat_rewriter.model.policy import Policy
+from nat_rewriter.model.watching import SliceUse, WatchStatus
+
+LOOK_EVERY_S = 1.0
+# A look may take this share of the time, so that a great table leaves time for its events.
+_LOOK_SHARE = 0.2
+# After a loss the queue is read empty first; when it never is, the table is dumped anyway.
+_RESYNC_PATIENCE_S = 2.0
+_DUMP_ATTEMPTS = 5
+_AT_ONCE = frozenset({Kind.PORT_LEAKED, Kind.PORT_REMAPPED})
+
+
+class Watcher:
+    """Follows conntrack events in this network namespace and tells findings as they open and close.
+
+    Entering it subscribes, then dumps, so that nothing falls between. ``step`` is to be called again and again; it
+    raises what the kernel edges raise. Rewritten ports are told from the event itself, all other kinds by looking at
+    the whole table every second.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        kinds: Collection[Kind] = ALL_KINDS,
+        *,
+        pressure: float = PRESSURE,
+        buffer_bytes: int = 32 << 20,
+        count_use: bool = False,
+    ) -> None:
+        self._policy, self._kinds, self._pressure = policy, frozenset(kinds), pressure
+        self._index = SliceIndex(policy.slices)
+        self._buffer_bytes, self._count_use = buffer_bytes, count_use
+        self._tracker = FindingTracker()
+        self._drift = DriftPoll(policy, wanted=bool(needs_of(kinds) & Needs.DRIFT))
+        self._fresh: list[Records] = []
+        self._last_found: list[Finding] = []
+        self._loss: Loss | None = None
+        self._dropped_now = 0
+        self._stale_since = self._next_look = self._last_look = 0.0
+        self._events_at_look = 0
+        self.status = WatchStatus(TableState.SYNCING.value)
+
+    def __enter__(self) -> Watcher:
+        self._stream = EventStream(buffer_bytes=self._buffer_bytes)
+        try:
+            self._table = FlowTable()
+            self._take_whole_dump()
+        except BaseException:
+            self._stream.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._drift.close()
+        self._stream.close()
+
+    def step(self, timeout_s: float = 0.5) -> list[Change]:
+        """Take in the events that are there, or wait for some; return the findings that opened or closed."""
+        drained = self._read(min(timeout_s, max(0.0, self._next_look - time.monotonic())))
+        changes = self._judge_fresh()
+        if self._table.state is TableState.STALE and (drained or self._stale_for() > _RESYNC_PATIENCE_S):
+            self._resync()
+            changes += self._judge_fresh()
+        # While events are missing the table would show what is not: it is dumped again first.
+        if self._table.state is TableState.LIVE and time.monotonic() >= self._next_look:
+            changes += self._look()
+        return changes
+
+    def _read(self, timeout_s: float) -> bool:
+        """Apply one batch of events; tell whether nothing is left in the queue."""
+        batch = self._stream.read(timeout_s)
+        applied = self._table.apply(batch.records)
+        if len(applied.added):
+            self._fresh.append(applied.added)
+        self.status = replace(self.status, events=self.status.events + len(batch.records))
+        if batch.overruns:
+            self._note_loss(batch.overruns)
+        return batch.drained
+
+    def _note_loss(self, events: int) -> None:
+        if self._table.state is not TableState.STALE:
+            self._stale_since = time.monotonic()
+        self._table.mark_stale()
+        self._dropped_now += events
+        self.status = replace(self.status, state=TableState.STALE.value, dropped=self.status.dropped + events)
+
+    def _stale_for(self) -> float:
+        return time.monotonic() - self._stale_since
+
+    def _judge_fresh(self) -> list[Change]:
+        """Judge the entries that events brought: the first event of a rewritten local flow shows it all."""
+        fresh, self._fresh = self._fresh, []
+        kinds = self._kinds & _AT_ONCE
+        if not fresh or not kinds:
+            return []
+        seen = self._observation(flows=np.concatenate(fresh))
+        rewritten = seen.local[seen.rewritten]
+        if not len(rewritten):
+            return []
+        holders = [holder for holder in self._table.find_holders(rewritten) if holder is not None]
+        flows = np.concatenate((rewritten, np.array(holders, dtype=rewritten.dtype)))
+        found = find_findings(self._observation(flows=flows, sockets=list_sockets()), kinds)
+        return self._tracker.add(name_processes([one for one in found if not self._tracker.has(one)]))
+
+    def _look(self) -> list[Change]:
+        """Judge the whole table, and everything beside it."""
+        started = time.monotonic()
+        needs = needs_of(self._kinds)
+        sockets = list_sockets() if needs & Needs.SOCKETS else None
+        changes = self._catch_up()
+        whole = self._observation(flows=self._table.records(), drift=self._drift.latest(), loss=self._loss)
+        if sockets is not None:
+            whole = replace(whole, sockets=sockets)
+        if needs & Needs.HOST:
+            whole = replace(whole, host=read_host_settings())
+        found = find_findings(whole, self._kinds)
+        changes += self._settle(found)
+        self._loss = None
+        self._note_status(whole, started)
+        self._next_look = started + max(LOOK_EVERY_S, (time.monotonic() - started) / _LOOK_SHARE)
+        return changes
+
+    def _settle(self, found: list[Finding]) -> list[Change]:
+        """Take in what a look found; what may be an artefact of the order of looking has to be seen twice."""
+        sure = confirmed(self._last_found, found)
+        self._last_found = found
+        return self._tracker.replace(self._named(sure))
+
+    def _named(self, found: list[Finding]) -> list[Finding]:
+        """Name the processes of new findings alone: reading /proc costs more than all the rest."""
+        new = name_processes([one for one in found if not self._tracker.has(one)])
+        return [one for one in found if self._tracker.has(one)] + new
+
+    def _catch_up(self) -> list[Change]:
+        """Apply the events of what the sockets listed just now have done."""
+        self._drain()
+        return self._judge_fresh()
+
+    def _drain(self) -> None:
+        """Read what is queued, and not for ever where more comes than can be read."""
+        until = time.monotonic() + _RESYNC_PATIENCE_S
+        while not self._read(0) and time.monotonic() < until:
+            pass
+
+    def _resync(self) -> None:
+        """Dump the table while events go on; the difference is what was missed."""
+        started = time.monotonic()
+        self._drain()
+        self._table.begin_resync()
+        result = self._take_whole_dump()
+        self._loss = self._loss_of(result)
+        self._dropped_now = 0
+        self._stale_since = time.monotonic()
+        self._next_look = 0.0
+        self.status = replace(
+            self.status, resyncs=self.status.resyncs + 1, resync_seconds=time.monotonic() - started
+        )  # fmt: skip
+
+    def _loss_of(self, result: ResyncResult) -> Loss:
+        before = self._loss or Loss(0)
+        return Loss(
+            before.events + self._dropped_now,
+            before.added + len(result.added),
+            before.removed + len(result.removed),
+            before.changed + len(result.changed),
+            number=self.status.resyncs,
+        )
+
+    def _take_whole_dump(self) -> ResyncResult:
+        for _ in range(_DUMP_ATTEMPTS - 1):
+            try:
+                return self._take_dump()
+            except NetlinkError:  # the table was resized meanwhile: the dump may lack entries
+                self._table.begin_resync()
+        return self._take_dump()
+
+    def _take_dump(self) -> ResyncResult:
+        for part in dump_batches():
+            self._table.take_dump(part)
+            self._read(0)
+        return self._table.finish_resync()
+
+    def _observation(self, **seen: Any) -> Observation:
+        return Observation(self._index, coexist=self._policy.controller.coexist, pressure=self._pressure, **seen)
+
+    def _note_status(self, whole: Observation, started: float) -> None:
+        events = self.status.events
+        rate = (events - self._events_at_look) / max(started - self._last_look, 1e-3) if self._last_look else 0.0
+        self._last_look, self._events_at_look = started, events
+        self.status = replace(
+            self.status,
+            state=self._table.state.value,
+            entries=len(self._table),
+            event_rate=rate,
+            slices=count_slices(whole) if self._count_use else (),
+            findings=tuple(self._tracker.open),
+        )
+
+
+def count_slices(observation: Observation) -> tuple[SliceUse, ...]:
+    """Return the use of every slice, in the order of the configuration."""
+    busiest = {use.slice_number: use for use in observation.busiest}
+    rows = []
+    for number, each in enumerate(observation.slices):
+        use = busiest.get(number)
+        towards = f"{use.towards.protocol} {use.towards.destination}" if use else ""
+        capacity = sum(len(ports) for ports in each.rewrite_ranges)
+        rows.append(SliceUse(each.name, observation.slice_flows[number], towards, use.used if use else 0, capacity))
+    return tuple(rows)

@@ -1,0 +1,33 @@
+"""What a watcher knows at one moment, for views and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nat_rewriter.model.findings import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class SliceUse:
+    """How much of a slice is in use: its flows, and the destination that uses most of its ports."""
+
+    name: str
+    flows: int
+    busiest: str  # protocol and destination; empty where nothing uses the slice
+    used: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchStatus:
+    """A watcher's state, counters since it began, and what is open now."""
+
+    state: str  # live, stale or syncing
+    entries: int = 0
+    events: int = 0
+    event_rate: float = 0.0  # events a second, over the time since the look before
+    dropped: int = 0  # events that the kernel could not deliver
+    resyncs: int = 0
+    resync_seconds: float = 0.0  # of the last one
+    slices: tuple[SliceUse, ...] = ()
+    findings: tuple[Finding, ...] = ()
