@@ -74,7 +74,7 @@ class Slice:
     @property
     def rewrite_ranges(self) -> tuple[PortRange, ...]:
         """The ranges that packet rewriting may use: all ranges less those kept for sockets."""
-        return subtract_ranges(self.ranges, self.socket_ranges)
+        return subtract_ranges(self.ranges, self.socket_ranges) if self.socket_ranges else self.ranges
 
     def owns(self, port: int) -> bool:
         """Tell whether the port, or echo id, lies in the slice."""
