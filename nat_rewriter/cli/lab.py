@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 HOSTS = ("client", "egress", "server", "upstream")
 DEFAULT_NAME = "lab"
+
+
+def _complete_scenario(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    from netns_lab.scenario import list_scenarios
+
+    return [each.name for each in list_scenarios() if each.name.startswith(incomplete)]
 
 
 @click.group(
@@ -101,7 +108,7 @@ def shell(words: tuple[str, ...], name: str) -> None:
       natctl lab run --every --json        all of them, one observation a line
     """
 )
-@click.argument("names", metavar="[SCENARIO]...", nargs=-1)
+@click.argument("names", metavar="[SCENARIO]...", nargs=-1, shell_complete=_complete_scenario)
 @click.option("--list", "listing", is_flag=True, help="List the scenarios.")
 @click.option("--every", is_flag=True, help="Run all scenarios.")
 @click.option("--in", "standing_lab", metavar="NAME", help="Use a lab that is up, and leave everything in place.")
@@ -161,13 +168,22 @@ def down(name: str, everything: bool, force: bool) -> int:
     return EXIT_DONE
 
 
-@lab.command("list", epilog="\b\nExamples:\n  natctl lab list")
-def list_() -> int:
-    """List the labs there are."""
+@lab.command(
+    "list",
+    epilog="""\b
+    Examples:
+      natctl lab list
+      natctl lab list --json               one object a line
+    """,
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def list_(as_json: bool) -> int:
+    """List the labs there are, and who keeps each."""
     from netns_lab import standing
 
     for each in standing.list_standing():
-        click.echo(f"{each.name:<24} {_whose(each.owner)}")
+        owner = {"pid": each.owner.pid, "alive": each.owner.alive()} if each.owner else {}
+        click.echo(json.dumps({"name": each.name, **owner}) if as_json else f"{each.name:<24} {_whose(each.owner)}")
     return EXIT_DONE
 
 
