@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -41,6 +43,13 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand. What the system refuses it, a write to a closed pipe above all, becomes a NatctlError."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:  # here, because click would end the program without a word
+            raise _system_error(error) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
         with formatter.section("Commands"):
@@ -56,12 +65,20 @@ def natctl() -> None:
     """
 
 
+def _system_error(error: OSError) -> NatctlError:
+    if error.errno == errno.EPIPE:
+        return NatctlError("write output", "standard output was closed by its reader")
+    return NatctlError("run command", (error.strerror or str(error)).lower(), error.filename)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; errors are written to standard error as one line."""
+    if sys.stdout is None:  # closed from the start
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         result = natctl.main(args=list(arguments), prog_name="natctl", standalone_mode=False)
-        sys.stdout.flush()
     except NatctlError as error:
+        _drop_output_if_lost(error)
         click.echo(f"natctl: {error}", err=True)
         return exit_code_of(error)
     except click.ClickException as error:
@@ -70,12 +87,13 @@ def run(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("natctl: interrupted", err=True)
         return EXIT_FAILED
-    except BrokenPipeError:
-        # What is still buffered cannot be written: keep the interpreter from trying again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        click.echo("natctl: write output: standard output was closed by its reader", err=True)
-        return EXIT_FAILED
     return result if isinstance(result, int) else 0
+
+
+def _drop_output_if_lost(error: NatctlError) -> None:
+    """Keep the interpreter from trying again, as it ends, to write what is still buffered and cannot be written."""
+    if isinstance(error.__cause__, OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def main() -> None:
