@@ -134,7 +134,9 @@ def test_a_reader_that_takes_no_byte_and_one_that_takes_a_few(lab: Lab, tmp_path
     path.write_text(large_config())
     for count in (0, 100):
         line = f'"$@" | head -c{count} >/dev/null; echo ${{PIPESTATUS[0]}}'
-        done = lab.egress.run(["bash", "-c", line, "bash", *natctl("render", "--config", path)])
+        # Unbuffered, Python itself does not notice that the system took only a part of what it wrote.
+        command = ["env", "-u", "PYTHONUNBUFFERED", *natctl("render", "--config", path)]
+        done = lab.egress.run(["bash", "-c", line, "bash", *command])
         assert done.stdout == "1\n"
         assert done.stderr == "natctl: write output: standard output was closed by its reader\n"
 
