@@ -53,6 +53,9 @@ class EventStream:
     The kernel keeps events for the reader in ``buffer_bytes`` (what was granted; some 1280 bytes an event) and drops
     what does not fit. With ``retry_destroy`` it keeps trying to deliver DESTROY events that did not fit, while the
     entry lingers (NETLINK_BROADCAST_ERROR). Raises PermissionNeeded, NetlinkError.
+
+    Entries that are older than the first listener of their namespace have no events, not even DESTROY, unless the
+    sysctl net.netfilter.nf_conntrack_events is 1 (by default it is 2): only a dump tells that they are gone.
     """
 
     def __init__(

@@ -315,6 +315,19 @@ def test_reading_waits_no_longer_than_told(network: None) -> None:
     assert batch.drained
 
 
+@pytest.mark.parametrize(("mode", "heard"), [(2, []), (1, [Event.UPDATE, Event.DESTROY])])
+def test_entries_older_than_the_first_listener_are_silent_by_default(
+    network: None, mode: int, heard: list[Event]
+) -> None:
+    """nf_conntrack_events 2, the default, gives events only to entries that came while somebody listened."""
+    set_sysctl("net.netfilter.nf_conntrack_events", mode)
+    send_udp(CLIENT, 40000, SERVER, 53)
+    with EventStream() as events:
+        send_udp(CLIENT, 40000, SERVER, 53, answered=True)
+        run("conntrack -F")
+        assert events.read(0.1).records["event"].tolist() == heard
+
+
 def insert_many(count: int, first_port: int = 1024) -> None:
     for port in range(first_port, first_port + count):
         conntrack.insert_flow(flow("tcp", CLIENT, port, SERVER, 443), 600)
