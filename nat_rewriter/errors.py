@@ -9,6 +9,7 @@
     ├── UnsupportedFeature                       exit 4   names what is needed and what was found
     ├── LockHeld                                 exit 1   another natctl is changing the same namespace
     ├── NamespaceMissing                         exit 1   no such network namespace
+    ├── StateError                               exit 1   what natctl keeps on disk could not be read or written
     └── KernelError                              exit 1   an operation that the kernel refused
         ├── NftError                             exit 1   libnftables refused, crashed, hung or answered garbage
         ├── NetlinkError                         exit 1
@@ -99,6 +100,10 @@ class NamespaceMissing(NatctlError):
 
     def __init__(self, name: str) -> None:
         super().__init__("enter network namespace", "does not exist, expected a name under /run/netns or a path", name)
+
+
+class StateError(NatctlError):
+    """What natctl keeps on disk could not be read or written; the kernel is as it would be otherwise."""
 
 
 class KernelError(NatctlError):

@@ -34,6 +34,14 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, A
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let natctl keep generations beside the tests, not where the host's are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NATCTL_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     """Fail at the end of the run when a lab of this process still stands."""
     yield

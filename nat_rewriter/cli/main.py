@@ -18,12 +18,14 @@ from nat_rewriter.errors import EXIT_FAILED, EXIT_USAGE, NatctlError, exit_code_
 COMMANDS = {
     "render": ("nat_rewriter.cli.ruleset", "Print the nft ruleset that the configuration means."),
     "diff": ("nat_rewriter.cli.ruleset", "Show what apply would change in the kernel."),
-    "apply": ("nat_rewriter.cli.ruleset", "Make the kernel match the configuration, in one transaction."),
-    "remove": ("nat_rewriter.cli.ruleset", "Take all of natctl's own state out of the kernel."),
+    "apply": ("nat_rewriter.cli.apply", "Make the kernel match the configuration, in one transaction."),
+    "remove": ("nat_rewriter.cli.apply", "Take all of natctl's own state out of the kernel."),
+    "log": ("nat_rewriter.cli.log", "List the generations that were applied."),
     "status": ("nat_rewriter.cli.status", "Show slices, their use, leaks, drift and sysctls."),
     "check": ("nat_rewriter.cli.check", "Look once: conntrack, sockets and ruleset against the configuration."),
     "watch": ("nat_rewriter.cli.watch", "The same, live, from conntrack events."),
     "flows": ("nat_rewriter.cli.flows", "List the flow table."),
+    "explain": ("nat_rewriter.cli.explain", "Say who holds a tuple, and what would happen to whoever wants it."),
     "lab": ("nat_rewriter.cli.lab", "Try natctl in network namespaces of its own."),
     "doctor": ("nat_rewriter.cli.doctor", "Say what works on this host, what does not, and how to mend it."),
 }

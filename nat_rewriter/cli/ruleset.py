@@ -1,4 +1,4 @@
-"""``render``, ``diff``, ``apply`` and ``remove``: from the configuration to the kernel."""
+"""``render`` and ``diff``: what the configuration means, and what it would change in the kernel."""
 
 from __future__ import annotations
 
@@ -48,67 +48,12 @@ def diff(env: Env) -> int:
     policy = env.policy()
     with KernelNft() as nft:
         change = read_change(policy, nft)
-    _print_change(env, change)
+    print_change(env, change)
     return EXIT_FOUND if change.transaction else EXIT_DONE
 
 
-@click.command(
-    epilog="""\b
-    Examples:
-      natctl apply                         make the kernel match /etc/natctl/natctl.toml
-      natctl apply --dry-run               print the nft commands instead, after the kernel checked them
-      natctl apply --netns egress -v       in another namespace, and say what was changed
-    """
-)
-@click.option("--dry-run", is_flag=True, help="Print the transaction instead of running it.")
-@common_options(json=True)
-def apply(env: Env, dry_run: bool) -> int:
-    """Make the kernel match the configuration, in one atomic transaction."""
-    from nat_rewriter.controller import intent
-    from nat_rewriter.kernel.nft import KernelNft
-    from nat_rewriter.render.transaction import transaction_text
-
-    policy = env.policy()
-    with KernelNft() as nft:
-        if dry_run:
-            change = intent.read_change(policy, nft)
-            nft.check(change.transaction)
-            if change.transaction:
-                click.echo(transaction_text(change.transaction))
-            return EXIT_DONE
-        change = intent.apply(policy, nft)
-    if env.json or env.verbosity > 0:
-        _print_change(env, change)
-    elif not env.quiet:
-        click.echo(_summary(change))
-    return EXIT_DONE
-
-
-@click.command(
-    epilog="""\b
-    Examples:
-      natctl remove                        packets pass as if natctl had never been here
-      natctl remove --netns egress
-    """
-)
-@common_options()
-def remove(env: Env) -> int:
-    """Take all of natctl's own state out of the kernel, and nothing else.
-
-    Flows that were rewritten keep their addresses until they end: they live in conntrack.
-    """
-    from nat_rewriter.controller import intent
-    from nat_rewriter.kernel.nft import KernelNft
-
-    table = env.policy().controller.table
-    with KernelNft() as nft:
-        removed = intent.remove(table, nft)
-    if not env.quiet:
-        click.echo(f"table inet {table}: removed" if removed else f"table inet {table}: was not there")
-    return EXIT_DONE
-
-
-def _print_change(env: Env, change: Change) -> None:
+def print_change(env: Env, change: Change) -> None:
+    """Print what a change does: as JSON, or as the lines that go and come."""
     from nat_rewriter.controller.intent import drift_lines
 
     if env.json:
@@ -125,11 +70,3 @@ def _change_object(change: Change) -> dict[str, object]:
         "rules": change.rule_lines() if change.action == "rebuild" else [],
         "sets": {one.set: {"added": one.added, "removed": one.removed} for one in change.sets},
     }
-
-
-def _summary(change: Change) -> str:
-    words = {"none": "up to date", "create": "created", "rebuild": "rebuilt", "update": "updated"}
-    added = sum(len(one.added) for one in change.sets)
-    removed = sum(len(one.removed) for one in change.sets)
-    counts = f": {added} elements added, {removed} removed" if added or removed else ""
-    return f"table inet {change.wanted.table}: {words[change.action]}{counts}"

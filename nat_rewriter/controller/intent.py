@@ -82,14 +82,19 @@ def apply(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> Change:
     """
     with table_lock(policy.controller.table):
         change = read_change(policy, nft, claims)
-        nft.check(change.transaction)
-        nft.run(change.transaction)
-        if change.transaction:
-            _verify(change, nft)
-        if change.action in ("create", "rebuild"):
-            # Flows that began between the look at conntrack and the new table: their claims died with the old one.
-            nft.run(plan_records(change.wanted, claims(policy)))
+        run_change(change, policy, nft, claims)
     return change
+
+
+def run_change(change: Change, policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> None:
+    """Check, run and read back what :func:`read_change` found; the caller has held the table's lock since."""
+    nft.check(change.transaction)
+    nft.run(change.transaction)
+    if change.transaction:
+        _verify(change, nft)
+    if change.action in ("create", "rebuild"):
+        # Flows that began between the look at conntrack and the new table: their claims died with the old one.
+        nft.run(plan_records(change.wanted, claims(policy)))
 
 
 def remove(table: str, nft: Nft) -> bool:

@@ -6,30 +6,65 @@ import contextlib
 import errno
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 from nat_rewriter.errors import LockHeld
 
 PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_AGAIN_AFTER_S = 0.05  # where the queue of those who wait for the holder is full
 
 
 @contextlib.contextmanager
-def table_lock(table: str) -> Iterator[None]:
-    """Hold the lock of a table in this network namespace; raise LockHeld, naming the holder, where another has it.
+def table_lock(table: str, wait_s: float = 0.0) -> Iterator[socket.socket]:
+    """Hold the lock of a table in this network namespace; raise LockHeld, naming the holder, where another keeps it.
 
-    An abstract Unix address belongs to one network namespace, needs no file, and goes with the process, however that
-    ends: unix(7).
+    An abstract Unix address belongs to one network namespace, needs no file, and goes with the processes that have the
+    socket, however they end: unix(7). The socket is yielded so that a child can be given it, and so outlast its parent.
     """
     address = f"\0natctl/{table}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as holder:
-        try:
-            holder.bind(address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise LockHeld("lock table", f"held by {_holder_of(address)}", table) from None
+    deadline = time.monotonic() + wait_s
+    with contextlib.ExitStack() as stack:
+        while (holder := _bound(address)) is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LockHeld("lock table", f"held by {_holder_of(address)}", table)
+            _wait_for_end(address, left)
+        stack.enter_context(holder)
         holder.listen()
-        yield
+        yield holder
+
+
+def peer_credentials(connection: socket.socket) -> tuple[int, int]:
+    """Return process id and user id of the other end of a Unix socket."""
+    pid, uid, _ = PEER_CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
+    )
+    return pid, uid
+
+
+def _bound(address: str) -> socket.socket | None:
+    """Return a socket of that address, None where another process has it."""
+    holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        holder.bind(address)
+    except OSError as error:
+        holder.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return None
+    return holder
+
+
+def _wait_for_end(address: str, at_most_s: float) -> None:
+    """Return when the holder of the address is gone, or a little later, or when the time is over."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
+        asker.settimeout(at_most_s)
+        try:
+            asker.connect(address)
+            asker.recv(1)  # nobody ever accepts or answers: this ends with the listening socket
+        except OSError:
+            time.sleep(min(_AGAIN_AFTER_S, at_most_s))
 
 
 def _holder_of(address: str) -> str:
@@ -38,7 +73,7 @@ def _holder_of(address: str) -> str:
         try:
             asker.settimeout(1)
             asker.connect(address)
-            credentials = asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
+            pid, _ = peer_credentials(asker)
         except OSError:
             return "a process that just ended"
-    return f"process {PEER_CREDENTIALS.unpack(credentials)[0]}"
+    return f"process {pid}"

@@ -14,7 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
@@ -47,10 +47,15 @@ class Nft(Protocol):
 
 
 class KernelNft:
-    """nftables of the network namespace in which the calling thread is when the object is made."""
+    """nftables of the network namespace in which the calling thread is when the object is made.
 
-    def __init__(self, answer_within_s: float = ANSWER_WITHIN_S) -> None:
-        self._worker = Worker([], answer_within_s)
+    ``holding`` are descriptors that the process with libnftables is given, such as that of a lock: when natctl is
+    killed, they stay open until a transaction that the kernel is at work on has ended. The object must then be made in
+    a thread that lives as long as it does.
+    """
+
+    def __init__(self, answer_within_s: float = ANSWER_WITHIN_S, holding: Sequence[int] = ()) -> None:
+        self._worker = Worker(["--end-with", str(os.getpid())] if holding else [], answer_within_s, holding)
         self._answer_within_s = answer_within_s
         self._listings: dict[str, str] = {}
 
@@ -115,13 +120,14 @@ class KernelNft:
 class Worker:
     """A process with libnftables in it, in the network namespace of the thread that made it."""
 
-    def __init__(self, arguments: list[str], answer_within_s: float) -> None:
+    def __init__(self, arguments: list[str], answer_within_s: float, holding: Sequence[int] = ()) -> None:
         self._answer_within_s = answer_within_s
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(WORKER), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pass_fds=holding,
         )
 
     def close(self) -> None:

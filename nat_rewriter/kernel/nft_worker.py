@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import struct
 import sys
 from typing import Any, BinaryIO
@@ -18,6 +19,8 @@ import nftables
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 SCRATCH = "--scratch"  # work in a network namespace that no one else is in, and that ends with the process
+END_WITH = "--end-with"  # followed by the process whose end is also the end of this one
+PR_SET_PDEATHSIG = 1
 NO_NAMESPACE = 77  # exit status when that is not allowed here
 
 
@@ -56,7 +59,17 @@ def leave_network() -> None:
         os._exit(NO_NAMESPACE)
 
 
+def end_with(parent: int) -> None:
+    """Be killed when the parent ends, but not before the kernel has finished what it is at: prctl(2)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
 if __name__ == "__main__":
+    if END_WITH in sys.argv[1:]:
+        end_with(int(sys.argv[sys.argv.index(END_WITH) + 1]))
     if SCRATCH in sys.argv[1:]:
         leave_network()
     serve(Library(), sys.stdin.buffer, sys.stdout.buffer)

@@ -1,0 +1,63 @@
+"""What commands that apply have in common: the state directory, the configuration as text, and warnings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from nat_rewriter.cli.env import Env
+    from nat_rewriter.controller.generations import GenerationLog
+    from nat_rewriter.model.generations import Configuration
+
+STATE_VARIABLE = "NATCTL_STATE_DIR"
+
+state_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--state", "state", metavar="DIR", envvar=STATE_VARIABLE, type=click.Path(path_type=Path),
+    help=f"Keep generations here, or {STATE_VARIABLE}. [default: /var/lib/natctl; $XDG_STATE_HOME/natctl without root]",
+)  # fmt: skip
+table_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--table", metavar="NAME", help="The table, where the configuration does not tell."
+)
+
+
+def read_configuration(env: Env) -> Configuration:
+    """Read and check the configuration of the command; raise ConfigError with every problem."""
+    from nat_rewriter.config import read_policy
+    from nat_rewriter.config.source import read_bytes
+    from nat_rewriter.model.generations import Configuration
+
+    if env.config_path == "-":
+        text, name = sys.stdin.buffer.read(), "<stdin>"
+    else:
+        text, name = read_bytes(Path(env.config_path)), env.config_path
+    return Configuration(text, name, read_policy(text, name))
+
+
+def log_of(state: Path | None, table: str) -> GenerationLog:
+    """Return the generations of a table in the network namespace of the command."""
+    from nat_rewriter.controller.generations import GenerationLog, place_of
+
+    return GenerationLog(place_of(state, table))
+
+
+def find_log(env: Env, state: Path | None, table: str | None) -> GenerationLog:
+    """Return the generations of the one table that has any, else of the table that is named or configured.
+
+    So they can be read, and gone back to, with a configuration that is broken.
+    """
+    from nat_rewriter.controller.generations import list_tables
+
+    if table is None:
+        known = list_tables(state)
+        table = known[0] if len(known) == 1 else env.policy().controller.table
+    return log_of(state, table)
+
+
+def warn(text: str) -> None:
+    """Say on standard error what went wrong beside the work itself."""
+    click.echo(f"natctl: warning: {text}", err=True)

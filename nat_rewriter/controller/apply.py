@@ -1,0 +1,66 @@
+"""Applying a configuration and removing a table: one natctl at a time, and every generation kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nat_rewriter.controller.generations import GenerationLog, Record, Warn
+from nat_rewriter.controller.intent import Change, read_change, run_change
+from nat_rewriter.kernel.lock import table_lock
+from nat_rewriter.kernel.nft import KernelNft
+from nat_rewriter.model.generations import Configuration, Generation, Outcome
+from nat_rewriter.model.ruleset import Ruleset
+from nat_rewriter.plan import plan, plan_removal
+from nat_rewriter.render.transaction import transaction_text
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an apply changed, and the generation it was kept as (None: nothing new, or no place to keep it)."""
+
+    change: Change
+    generation: Generation | None
+
+
+@contextmanager
+def held_table(table: str, wait_s: float = 0.0) -> Iterator[KernelNft]:
+    """Hold the lock of a table and have nftables at hand; should natctl be killed, its last transaction ends first."""
+    with table_lock(table, wait_s) as lock, KernelNft(holding=(lock.fileno(),)) as nft:
+        yield nft
+
+
+def apply_configuration(configuration: Configuration, log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> Applied:
+    """Make the kernel match a configuration, in one transaction, and keep it as a generation.
+
+    Raises LockHeld where another natctl keeps the lock for longer than ``wait_s``, else what intent.apply() raises; a
+    generation that failed is kept as such.
+    """
+    with held_table(configuration.table, wait_s) as nft:
+        change = read_change(configuration.policy, nft)
+        record = Record(log, warn)
+        record.begin(configuration, change.action, lambda: generation_ruleset(change.wanted))
+        with record.failing():
+            run_change(change, configuration.policy, nft)
+        record.finish(Outcome.APPLIED)
+    return Applied(change, record.generation)
+
+
+def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:
+    """Take the table out of the kernel, and keep that as a generation; tell whether there was one."""
+    table = log.place.table
+    with held_table(table, wait_s) as nft:
+        transaction = plan_removal(nft.read(table))
+        if transaction:
+            record = Record(log, warn)
+            record.begin(None, "remove", str)
+            with record.failing():
+                nft.run(transaction)
+            record.finish(Outcome.APPLIED)
+    return bool(transaction)
+
+
+def generation_ruleset(wanted: Ruleset) -> str:
+    """Return a whole ruleset as nft text that replaces the table when it is loaded."""
+    return transaction_text(plan(wanted, "", None)) + "\n"

@@ -1,0 +1,232 @@
+"""The generations of a table on disk: configuration, ruleset, who, when, and what became of each.
+
+A generation is three files of one number: ``7.json`` for what is said of it, written last and replaced when its outcome
+is known, and ``7.toml.gz`` and ``7.nft.gz`` for the configuration as it was read and the ruleset that it meant.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pwd
+import shlex
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nat_rewriter import __version__
+from nat_rewriter.config import read_policy
+from nat_rewriter.errors import NatctlError, StateError
+from nat_rewriter.kernel import store
+from nat_rewriter.kernel.netns_names import name_of_current
+from nat_rewriter.model.generations import Actor, Configuration, Generation, Outcome, Place
+
+KEPT = 50
+_BULK = ("toml.gz", "nft.gz")
+# A generation whose outcome says that it came and that nothing replaced it by itself.
+_STANDS = (Outcome.APPLIED, Outcome.UNCONFIRMED)
+
+Warn = Callable[[str], None]
+
+
+def place_of(root: Path | None, table: str) -> Place:
+    """Return where the generations of a table in the current network namespace are kept."""
+    return Place(root or store.default_directory(), name_of_current(), table)
+
+
+def list_tables(root: Path | None) -> list[str]:
+    """Return the tables that have generations in the current network namespace."""
+    directory = (root or store.default_directory()) / name_of_current()
+    return store.list_names(directory)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationLog:
+    """The generations of one table; to be written by the holder of the table's lock."""
+
+    place: Place
+
+    def list_generations(self) -> list[Generation]:
+        """Return all generations that are kept, oldest first; one that cannot be read is left out."""
+        found = (self._read(number) for number in self._numbers())
+        return [generation for generation in found if generation]
+
+    def get(self, number: int) -> Generation:
+        """Return one generation."""
+        if (found := self._read(number)) is None:
+            raise NatctlError("find generation", f"none is kept, natctl log lists those of table {self._table}", number)
+        return found
+
+    def configuration_text(self, number: int) -> bytes:
+        """Return the configuration of a generation as it was read; empty for a removal."""
+        return self._bulk(number, "toml.gz")
+
+    def ruleset_text(self, number: int) -> str:
+        """Return the ruleset of a generation, as text that `nft -f` loads."""
+        return self._bulk(number, "nft.gz").decode()
+
+    def configuration(self, number: int) -> Configuration:
+        """Return the configuration of a generation; raise ConfigError where this natctl cannot read it any more."""
+        generation = self.get(number)
+        if generation.action == "remove":
+            raise NatctlError("roll back", "generation took the table away: natctl remove does that again", number)
+        text = self.configuration_text(number)
+        return Configuration(text, generation.source, read_policy(text, f"generation {number}"), number)
+
+    def current(self) -> Generation | None:
+        """Return the newest generation that came into the kernel and stayed; None where none is known or it left."""
+        stood = [one for one in self.list_generations() if one.outcome in _STANDS]
+        return stood[-1] if stood and stood[-1].action != "remove" else None
+
+    def rollback_target(self) -> Generation:
+        """Return the generation to go back to: the one applied before the current, or before one that never ended."""
+        known = [one for one in self.list_generations() if one.outcome not in (Outcome.FAILED, Outcome.ROLLED_BACK)]
+        applied = [one for one in known[:-1] if one.outcome is Outcome.APPLIED and one.action != "remove"]
+        if not applied:
+            raise NatctlError("roll back", "no earlier generation is kept", self._table)
+        return applied[-1]
+
+    def begin(self, configuration: Configuration | None, action: str, ruleset: str) -> Generation:
+        """Keep a generation that is about to be applied (None: removed), and forget the oldest ones."""
+        generation = Generation(
+            number=max(self._numbers(), default=0) + 1,
+            time=datetime.now(UTC),
+            action=action,
+            outcome=Outcome.UNFINISHED,
+            actor=current_actor(),
+            netns=self.place.netns,
+            table=self._table,
+            source=configuration.source if configuration else "",
+            natctl=__version__,
+            rolled_back_to=configuration.rolled_back_to if configuration else None,
+        )
+        store.make_directory(self.place.directory)
+        contents = configuration.text if configuration else b"", ruleset.encode()
+        for suffix, content in zip(_BULK, contents, strict=True):
+            store.write_file(self._path(generation.number, suffix), gzip.compress(content, 1, mtime=0))
+        self._write(generation)
+        self._forget_oldest()
+        return generation
+
+    def finish(self, generation: Generation, outcome: Outcome, reason: str | None = None) -> Generation:
+        """Keep what became of a generation."""
+        finished = replace(generation, outcome=outcome, reason=reason)
+        self._write(finished)
+        return finished
+
+    @property
+    def _table(self) -> str:
+        return self.place.table
+
+    def _numbers(self) -> list[int]:
+        stems = (Path(name) for name in store.list_names(self.place.directory))
+        return sorted(int(path.stem) for path in stems if path.suffix == ".json" and path.stem.isdecimal())
+
+    def _path(self, number: int, suffix: str) -> Path:
+        return self.place.directory / f"{number}.{suffix}"
+
+    def _read(self, number: int) -> Generation | None:
+        content = store.read_file(self._path(number, "json"))
+        try:
+            return generation_from_object(json.loads(content)) if content else None
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def _write(self, generation: Generation) -> None:
+        content = json.dumps(generation_object(generation), indent=1).encode() + b"\n"
+        store.write_file(self._path(generation.number, "json"), content)
+
+    def _bulk(self, number: int, suffix: str) -> bytes:
+        path = self._path(number, suffix)
+        content = store.read_file(path)
+        if content is None:
+            raise StateError("read state", "does not exist", path)
+        try:
+            return gzip.decompress(content)
+        except (OSError, EOFError, zlib.error):
+            raise StateError("read state", "is damaged", path) from None
+
+    def _forget_oldest(self) -> None:
+        """Keep the last ones; and the two that were applied last, however many failed after them."""
+        generations = self.list_generations()
+        needed = [one.number for one in generations if one.outcome is Outcome.APPLIED][-2:]
+        for number in self._numbers()[:-KEPT]:
+            if number not in needed:
+                store.remove_files(self._path(number, suffix) for suffix in ("json", *_BULK))
+
+
+@dataclass(slots=True)
+class Record:
+    """A generation as it is being applied. Without a place to keep it, that is said once, and the kernel goes first."""
+
+    log: GenerationLog
+    warn: Warn
+    generation: Generation | None = None
+
+    def begin(self, configuration: Configuration | None, action: str, ruleset: Callable[[], str]) -> None:
+        """Keep the generation, unless it is the current one in everything."""
+        try:
+            if action == "none" and configuration and self._is_current(configuration):
+                return
+            self.generation = self.log.begin(configuration, action, ruleset())
+        except StateError as error:
+            self.warn(f"this generation is not kept: {error}")
+
+    def finish(self, outcome: Outcome, reason: str | None = None) -> None:
+        """Keep what became of it."""
+        if self.generation is None:
+            return
+        try:
+            self.generation = self.log.finish(self.generation, outcome, reason)
+        except StateError as error:
+            self.warn(f"the outcome of generation {self.generation.number} is not kept: {error}")
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Keep it as failed where the block raises an error."""
+        try:
+            yield
+        except NatctlError as error:
+            self.finish(Outcome.FAILED, str(error))
+            raise
+
+    def _is_current(self, configuration: Configuration) -> bool:
+        newest = self.log.list_generations()[-1:]
+        return [one.outcome for one in newest] == [Outcome.APPLIED] and (
+            self.log.configuration_text(newest[0].number) == configuration.text
+        )
+
+
+def current_actor() -> Actor:
+    """Return who runs this process."""
+    uid = os.getuid()
+    return Actor(uid, os.environ.get("SUDO_USER") or _user_name(uid), os.getpid(), shlex.join(sys.argv))
+
+
+def generation_object(generation: Generation) -> dict[str, Any]:
+    """Return a generation as `log --json` prints it; absent fields are left out."""
+    fields = asdict(generation) | {"time": generation.time.isoformat(), "outcome": generation.outcome.value}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def generation_from_object(fields: dict[str, Any]) -> Generation:
+    """Return the generation of such an object; raise ValueError, TypeError or KeyError for any other."""
+    read = {
+        "time": datetime.fromisoformat(fields["time"]),
+        "outcome": Outcome(fields["outcome"]),
+        "actor": Actor(**fields["actor"]),
+    }
+    return Generation(**(fields | read))
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

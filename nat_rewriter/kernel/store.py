@@ -1,0 +1,95 @@
+"""Files that natctl keeps: each written whole or not at all, and still there after a crash of the host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nat_rewriter.errors import StateError
+
+SYSTEM_DIRECTORY = Path("/var/lib/natctl")
+_WRITE, _READ = "write state", "read state"
+
+
+def default_directory() -> Path:
+    """Return where natctl keeps its files unless told otherwise: the system's place for root, else the user's own."""
+    if os.geteuid() == 0 and os.access(_nearest(SYSTEM_DIRECTORY), os.W_OK):
+        return SYSTEM_DIRECTORY
+    return Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "natctl"
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory that only this user can look into, and those above it; one that is there is no error."""
+    with _told(_WRITE, path):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace a file: whoever reads it, also after a crash, finds the old content or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with _told(_WRITE, path):
+        try:
+            _write_through(draft, content)
+            os.replace(draft, path)
+            _sync_directory(path.parent)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+
+def read_file(path: Path) -> bytes | None:
+    """Return the content of a file, None where there is none."""
+    with _told(_READ, path):
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def list_names(directory: Path) -> list[str]:
+    """Return the names in a directory, sorted; none where there is no such directory."""
+    with _told(_READ, directory):
+        try:
+            return sorted(os.listdir(directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Remove files; one that is gone already is no error."""
+    for path in paths:
+        with _told(_WRITE, path), contextlib.suppress(FileNotFoundError):
+            path.unlink()
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    """Let the new name survive a crash of the host, not only the content."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path, or the nearest directory above it that exists."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+@contextmanager
+def _told(operation: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StateError(operation, error.strerror or str(error), path) from None
