@@ -54,8 +54,8 @@ class EventStream:
     what does not fit. With ``retry_destroy`` it keeps trying to deliver DESTROY events that did not fit, while the
     entry lingers (NETLINK_BROADCAST_ERROR). Raises PermissionNeeded, NetlinkError.
 
-    Entries that are older than the first listener of their namespace have no events, not even DESTROY, unless the
-    sysctl net.netfilter.nf_conntrack_events is 1 (by default it is 2): only a dump tells that they are gone.
+    Entries that came while nobody on the machine listened have no events, not even DESTROY, unless the sysctl
+    net.netfilter.nf_conntrack_events is 1 (by default it is 2): only a dump tells that they are gone.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +33,22 @@ def own_network(*addresses: str) -> Iterator[None]:
             run("ip link set lo up")
             for address in addresses:
                 run(f"ip address add {address} dev lo" + (" nodad" if ":" in address else ""))
+            for address in addresses:
+                _wait_reachable(address.partition("/")[0])
             yield
         finally:
             assert _libc.setns(before, CLONE_NEWNET) == 0
     finally:
         os.close(before)
+
+
+def _wait_reachable(address: str) -> None:
+    """Wait for the route to an address of our own: for IPv6 the kernel makes it a moment later."""
+    deadline = time.monotonic() + 10
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        while probe.connect_ex((address, 9)) != 0:
+            assert time.monotonic() < deadline, f"{address} is not reachable"
+            time.sleep(0.001)
 
 
 def set_sysctl(name: str, value: int) -> None:
