@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Show = Callable[["Watcher", "list[Change]"], None]
 _STEP_S = 0.25
+_DRAW_EVERY_S = 0.2  # however many events come
 
 
 @click.command(
@@ -112,7 +113,15 @@ def _live(env: Env) -> Iterator[Show]:
     from nat_rewriter.cli.live import LiveView
 
     with Live(console=env.console(), screen=True, auto_refresh=False) as screen:
-        yield lambda watcher, changes: screen.update(LiveView(watcher.status), refresh=True)
+        drawn_at = 0.0
+
+        def show(watcher: Watcher, changes: list[Change]) -> None:
+            nonlocal drawn_at
+            if time.monotonic() - drawn_at >= _DRAW_EVERY_S:
+                screen.update(LiveView(watcher.status), refresh=True)
+                drawn_at = time.monotonic()
+
+        yield show
 
 
 def _read_endpoint(text: str) -> tuple[str, int]:

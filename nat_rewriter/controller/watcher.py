@@ -85,6 +85,10 @@ class Watcher:
         self._drift.close()
         self._stream.close()
 
+    def records(self) -> Records:
+        """Return the entries of the flow table as they are known now."""
+        return self._table.records()
+
     def step(self, timeout_s: float = 0.5) -> list[Change]:
         """Take in the events that are there, or wait for some; return the findings that opened or closed."""
         drained = self._read(min(timeout_s, max(0.0, self._next_look - time.monotonic())))

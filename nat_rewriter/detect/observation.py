@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nat_rewriter.detect.ownership import NOBODY, SliceIndex
+from nat_rewriter.detect.parties import PORTLESS
 from nat_rewriter.detect.uses import Use, UseCount, fewest_flows
 from nat_rewriter.model.flows import FLOW_FIELDS, Event, Status
 from nat_rewriter.model.policy import Coexist
@@ -112,8 +113,14 @@ class Observation:
 
     @cached_property
     def rewritten(self) -> Rows:
-        """Of ``local``, whether the port was rewritten: IPS_SRC_NAT, and another port than the socket's on the wire."""
-        rewritten = (self.local["status"] & Status.SRC_NAT) != 0
+        """Of ``local``, whether the port was rewritten: IPS_SRC_NAT, and another port than the socket's on the wire.
+
+        An echo id belongs to both ends, and the kernel settles a collision of ids in the output hook, where it
+        rewrites destinations: such a flow has IPS_DST_NAT instead.
+        """
+        status = self.local["status"]
+        rewritten = (status & Status.SRC_NAT) != 0
+        rewritten |= np.isin(self.local["protocol"], PORTLESS) & ((status & Status.DST_NAT) != 0)
         moved: Rows = rewritten & (self.local["reply_dport"] != self.local["orig_sport"])
         return moved
 

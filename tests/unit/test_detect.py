@@ -85,6 +85,16 @@ def test_leaked_port_of_other_protocols(protocol: str) -> None:
     assert finding.holder == FlowParty("nat-flow", CLIENT, 39064, 1000)
 
 
+def test_collision_of_echo_ids_is_settled_as_if_the_destination_were_rewritten() -> None:
+    status = int(Status.CONFIRMED | Status.DST_NAT | Status.SRC_NAT_DONE | Status.DST_NAT_DONE)
+    holder = flow(((CLIENT, 9000), WEB), (SOFT, 9000), protocol="icmp")
+    leaked = flow(((SOFT, 9000), WEB), (SOFT, 0), protocol="icmp", status=status)
+    (finding,) = look(holder, leaked)
+    assert (finding.kind, finding.wire_sport) == (Kind.PORT_LEAKED, 0)
+    redirected = flow(((SOFT, 9001), WEB), (SOFT, 9002), status=status)
+    assert kinds(redirected, listed=(socket((SOFT, 9001), WEB),)) == []
+
+
 def test_leaked_port_over_ipv6() -> None:
     server = ("2001:db8::1", 443)
     holder = flow((("fd00::2", 39064), server), (SOFT6, 9000))
