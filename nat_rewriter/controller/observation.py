@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from nat_rewriter.controller.intent import read_drift
 from nat_rewriter.detect import DETECTORS, HostSettings, Needs, Observation, SliceIndex, find_findings
+from nat_rewriter.detect.observation import no_flows, no_sockets
 from nat_rewriter.kernel.conntrack import dump
 from nat_rewriter.kernel.sockets import find_owners, list_sockets
 from nat_rewriter.kernel.sysctls import get_ephemeral_ports, has_tcp_early_demux, list_reserved_ports
@@ -27,28 +29,32 @@ def look_once(policy: Policy, kinds: Collection[Kind] = ALL_KINDS, pressure: flo
     Sockets and entries cannot be listed in the same instant. What only the time between the two can explain is
     reported when a second look sees it again. Raises PermissionNeeded, NetlinkError, NftError.
     """
-    found = find_findings(observe(policy, kinds, pressure), kinds)
+    first = observe(policy, kinds, pressure)
+    found = find_findings(first, kinds)
     if any(is_unsteady(finding) for finding in found):
         time.sleep(_SECOND_LOOK_AFTER_S)
-        again = find_findings(observe(policy, kinds, pressure), kinds)
-        found = confirmed(found, again)
+        found = confirmed(found, find_findings(_observe_again(first), kinds))
     return name_processes(found)
 
 
 def observe(policy: Policy, kinds: Collection[Kind] = ALL_KINDS, pressure: float = PRESSURE) -> Observation:
     """Return what the kernel has now, as far as the kinds need it."""
     needs = needs_of(kinds)
-    observation = Observation(SliceIndex(policy.slices), coexist=policy.controller.coexist, pressure=pressure)
-    if needs & Needs.HOST:
-        observation = replace(observation, host=read_host_settings())
-    if needs & Needs.DRIFT:
-        observation = replace(observation, drift=tuple(read_differences(policy)))
-    # Sockets first: the entry of a socket that is listed was made by the time the table is dumped.
-    if needs & Needs.SOCKETS:
-        observation = replace(observation, sockets=list_sockets())
-    if needs & Needs.FLOWS:
-        observation = replace(observation, flows=dump())
-    return observation
+    index, coexist = SliceIndex(policy.slices), policy.controller.coexist
+    # Listing a ruleset is work for another process: it is done meanwhile. The thread is in the same namespace.
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        drift = beside.submit(read_differences, policy) if needs & Needs.DRIFT else None
+        host = read_host_settings() if needs & Needs.HOST else HostSettings()
+        # Sockets first: the entry of a socket that is listed was made by the time the table is dumped.
+        sockets = list_sockets() if needs & Needs.SOCKETS else no_sockets()
+        flows = dump() if needs & Needs.FLOWS else no_flows()
+        differences = tuple(drift.result()) if drift else ()
+    return Observation(index, flows, sockets, coexist=coexist, drift=differences, host=host, pressure=pressure)
+
+
+def _observe_again(first: Observation) -> Observation:
+    sockets = list_sockets()
+    return replace(first, sockets=sockets, flows=dump())
 
 
 def needs_of(kinds: Iterable[Kind]) -> Needs:

@@ -61,7 +61,7 @@ class UseCount:
     def busiest(self) -> list[Use]:
         """Return for each slice in use the one with the most ports."""
         order = np.lexsort((-self.used, self.slices))
-        return self.uses(order[np.unique(self.slices[order], return_index=True)[1]])
+        return self.uses(order[_first_of_equals(self.slices[order])])
 
     def _use(self, row: int) -> Use:
         flow: Any = self._flows[self._rows[row]]
@@ -92,17 +92,29 @@ def _group_keys(flows: Rows, rows: Rows, slices: Rows) -> Rows:
 
 def _keys_seen(keys: Rows, times: int) -> Rows:
     """Return the keys that occur at least so many times."""
-    if not len(keys):
-        return keys
     ordered = np.sort(keys)
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    starts = np.flatnonzero(_first_of_equals(ordered))
     counts = np.diff(np.append(starts, len(ordered)))
     seen: Rows = ordered[starts[counts >= times]]
     return seen
 
 
 def _count_distinct(groups: Rows, ports: Rows) -> tuple[Rows, Rows]:
-    """Return for each group its first row and how many different ports it has."""
-    keys, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
-    distinct = np.unique((numbers.astype(np.int64) << _PORT_BITS) | ports) >> _PORT_BITS
-    return first, np.bincount(distinct, minlength=len(keys))
+    """Return for each group its first row and how many different ports it has.
+
+    This is what numpy.unique does, without the hundredth of a second that its first call takes to import numpy.ma.
+    """
+    order = np.argsort(groups, kind="stable")
+    starts = _first_of_equals(groups[order])
+    numbers = np.empty(len(groups), dtype=np.int64)
+    numbers[order] = np.cumsum(starts) - 1
+    pairs = np.sort((numbers << _PORT_BITS) | ports)
+    distinct = pairs[_first_of_equals(pairs)] >> _PORT_BITS
+    return order[starts], np.bincount(distinct, minlength=int(starts.sum()))
+
+
+def _first_of_equals(ordered: Rows) -> Rows:
+    """Tell of each row of an ordered column whether it is the first of its value."""
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return first
