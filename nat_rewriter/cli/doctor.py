@@ -1,0 +1,80 @@
+"""``natctl doctor``: what works on this host, what does not, and how to mend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nat_rewriter.cli.env import DEFAULT_CONFIG, Env, common_options
+from nat_rewriter.errors import EXIT_DONE, EXIT_FOUND, EXIT_NOT_HERE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nat_rewriter.model.checkup import Check
+    from nat_rewriter.model.policy import Policy
+
+
+@click.command(
+    epilog="""\b
+    Examples:
+      natctl doctor                            everything, with the command that mends what is missing
+      natctl doctor --netns egress             of another network namespace
+      natctl doctor --json | jq 'select(.answer != "yes")'
+      natctl doctor -q || echo "see natctl doctor"
+    """
+)
+@common_options(json=True)
+def doctor(env: Env) -> int:
+    """Say what works on this host, what does not, and how to mend it.
+
+    Changes nothing. Exit code 0: all that is needed is there; 3: something should be mended; 4: the main job cannot
+    be done here. A no that is optional does not count.
+    """
+    from nat_rewriter.controller.checkup import check_host, verdict
+    from nat_rewriter.model.checkup import Weight
+
+    checks = check_host(_policy(env))
+    _print(env, checks)
+    worst = verdict(checks)
+    if not env.json:
+        _summarise(env, checks)
+    return {Weight.REQUIRED: EXIT_NOT_HERE, Weight.RECOMMENDED: EXIT_FOUND, None: EXIT_DONE}[worst]
+
+
+def _policy(env: Env) -> Policy | None:
+    """Return the configuration; None where there is none at the usual place."""
+    if env.config_path == DEFAULT_CONFIG and not Path(DEFAULT_CONFIG).exists():
+        env.note(f"No configuration at {DEFAULT_CONFIG}: what depends on slices is left out.")
+        return None
+    return env.policy()
+
+
+def _print(env: Env, checks: Sequence[Check]) -> None:
+    from nat_rewriter.report.checkup import check_line, check_object
+    from nat_rewriter.report.json_lines import json_line
+
+    if env.json:
+        env.stdout.writelines(f"{json_line(check_object(check))}\n" for check in checks)
+    elif env.terminal and not env.quiet:
+        from nat_rewriter.cli.checkup_table import checks_table
+
+        env.console().print(checks_table(checks))
+    elif not env.quiet:
+        env.stdout.writelines(f"{check_line(check)}\n" for check in checks)
+
+
+def _summarise(env: Env, checks: Sequence[Check]) -> None:
+    from nat_rewriter.controller.checkup import verdict
+    from nat_rewriter.model.checkup import Answer, Weight
+
+    worst = verdict(checks)
+    names = ", ".join(check.name for check in checks if check.answer is Answer.NO and check.weight is worst)
+    if worst is Weight.REQUIRED:
+        click.echo(f"natctl: doctor: cannot work here without: {names}", err=True)
+    elif worst is Weight.RECOMMENDED:
+        env.note(f"To be mended: {names}.")
+    else:
+        env.note("All that is needed is there.")

@@ -1,0 +1,198 @@
+"""The host against the configuration: sysctls, privileges, and others who use the same packets, ports or addresses."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable, Iterator
+
+from nat_rewriter.controller.observation import read_host_settings
+from nat_rewriter.detect import HostSettings, Observation, SliceIndex
+from nat_rewriter.detect.host import find_ephemeral_overlap
+from nat_rewriter.detect.sockets import find_foreign_bind
+from nat_rewriter.errors import NatctlError, UnsupportedFeature
+from nat_rewriter.kernel.features import has_capability, list_features, list_privileges
+from nat_rewriter.kernel.nft import KernelNft
+from nat_rewriter.kernel.nft_chains import BaseChain, list_base_chains, list_legacy_nat_tables
+from nat_rewriter.kernel.sockets import list_sockets
+from nat_rewriter.kernel.sysctls import read_sysctl
+from nat_rewriter.model.checkup import Answer, Check, Weight
+from nat_rewriter.model.findings import Finding
+from nat_rewriter.model.policy import Coexist, Controller, Policy
+from nat_rewriter.model.slices import Address, Slice
+from nat_rewriter.render import render
+
+DSTNAT_PRIORITY = -100
+ALMOST_FULL = 0.9
+_YES, _NO, _UNKNOWN = Answer.YES, Answer.NO, Answer.UNKNOWN
+
+
+def check_host(policy: Policy | None) -> list[Check]:
+    """Return everything that natctl needs here, and whether it is there. Without a policy, what depends on none."""
+    checks = [*list_features(), *list_privileges(), *check_sysctls(policy), check_earlier_nat(policy)]
+    if policy is not None:
+        checks += check_policy(policy)
+    return checks
+
+
+def check_policy(policy: Policy) -> Iterator[Check]:
+    """Yield what the slices of a configuration need of this host."""
+    yield check_ruleset(policy)
+    yield check_table_size(policy)
+    yield from check_ephemeral_ports(policy, read_host_settings())
+    yield from check_addresses(policy.slices)
+    if policy.controller.coexist is Coexist.SPLIT:
+        yield check_foreign_binds(policy)
+
+
+def verdict(checks: Iterable[Check]) -> Weight | None:
+    """Return the gravest weight that a no has among the checks, leaving out conveniences; None where all is fine."""
+    missing = {check.weight for check in checks if check.answer is Answer.NO}
+    return next((weight for weight in (Weight.REQUIRED, Weight.RECOMMENDED) if weight in missing), None)
+
+
+def check_sysctls(policy: Policy | None) -> Iterator[Check]:
+    """Yield the sysctls of this network namespace that matter, those of forwarding where a rule forwards."""
+    for version, name in ((4, "net.ipv4.ip_forward"), (6, "net.ipv6.conf.all.forwarding")):
+        if policy is None or any(each.address.version == version for each in policy.slices):
+            forwards = policy is not None and bool(policy.snat or policy.dnat)
+            weight = Weight.RECOMMENDED if forwards else Weight.OPTIONAL
+            yield _sysctl(f"ipv{version}-forwarding", name, "1", weight, "packets of clients behind this host")
+    events = "net.netfilter.nf_conntrack_events"
+    yield _sysctl("conntrack-events-sent", events, "1", Weight.RECOMMENDED, "watch")
+    acct, stamp = "net.netfilter.nf_conntrack_acct", "net.netfilter.nf_conntrack_timestamp"
+    yield _sysctl("conntrack-accounting", acct, "1", Weight.OPTIONAL, "packets and bytes of new flows")
+    yield _sysctl("conntrack-timestamps", stamp, "1", Weight.OPTIONAL, "the age of new flows")
+    demux = "forwarded replies past sockets that hold their tuple"
+    yield _sysctl("tcp-early-demux-off", "net.ipv4.tcp_early_demux", "0", Weight.OPTIONAL, demux)
+
+
+def _sysctl(name: str, sysctl: str, wanted: str, weight: Weight, purpose: str) -> Check:
+    value = read_sysctl(sysctl)
+    if value is None:
+        return Check(name, _UNKNOWN, weight, purpose, f"there is no {sysctl} here: is its module loaded?")
+    found = f"{sysctl} = {value}"
+    if value == wanted or (wanted == "1" and value == "2"):
+        return Check(name, _YES, weight, purpose, found)
+    return Check(name, _NO, weight, purpose, found, f"sysctl -w {sysctl}={wanted}")
+
+
+def check_earlier_nat(policy: Policy | None) -> Check:
+    """Check that no other table rewrites packets before natctl's own sees them."""
+    name, purpose = "first-to-rewrite", "[[snat]] and [[dnat]]: a packet is rewritten once, by the first chain"
+    controller = policy.controller if policy else Controller()
+    if not has_capability("CAP_NET_ADMIN"):
+        return Check(name, _UNKNOWN, Weight.RECOMMENDED, purpose, "listing chains needs CAP_NET_ADMIN")
+    try:
+        earlier = earlier_chains(list_base_chains(), controller)
+    except NatctlError as error:
+        return Check(name, _UNKNOWN, Weight.RECOMMENDED, purpose, str(error))
+    found = [
+        f"table {chain.family} {chain.table} chain {chain.name} ({chain.hook}, {chain.priority})" for chain in earlier
+    ]
+    if controller.srcnat_priority >= 100:
+        found += [f"iptables-legacy table nat ({family})" for family in list_legacy_nat_tables()]
+    if not found:
+        return Check(name, _YES, Weight.RECOMMENDED, purpose, "no other chain rewrites packets first")
+    least = min((chain.priority for chain in earlier if chain.hook == "postrouting"), default=100)
+    remedy = f"srcnat_priority = {least - 1} in [controller], or let those chains leave natctl's packets alone"
+    return Check(name, _NO, Weight.RECOMMENDED, purpose, f"these rewrite first: {', '.join(found)}", remedy)
+
+
+def earlier_chains(chains: Iterable[BaseChain], controller: Controller) -> list[BaseChain]:
+    """Return the chains of other tables that rewrite packets no later than natctl's.
+
+    Chains of one priority are called in the order of their registration, which is anyone's.
+    """
+    own = {"postrouting": controller.srcnat_priority, "prerouting": DSTNAT_PRIORITY}
+    return [
+        chain
+        for chain in chains
+        if chain.type == "nat" and chain.hook in own and chain.priority <= own[chain.hook]
+        if (chain.family, chain.table) != ("inet", controller.table)
+    ]
+
+
+def check_ruleset(policy: Policy) -> Check:
+    """Check that this kernel and nft take the rules of the configuration."""
+    name, purpose = "ruleset", "apply: the rules that this configuration means"
+    wanted = render(policy)
+    try:
+        with KernelNft() as nft:
+            nft.listing_of(wanted.table, wanted.skeleton)
+    except UnsupportedFeature as error:
+        return Check(name, _UNKNOWN, Weight.REQUIRED, purpose, str(error))
+    except (NatctlError, OSError) as error:
+        return Check(name, _NO, Weight.REQUIRED, purpose, str(error), "natctl render | nft -c -f -")
+    return Check(name, _YES, Weight.REQUIRED, purpose, "loads")
+
+
+def check_table_size(policy: Policy) -> Check:
+    """Check that the conntrack table holds a flow for every port of the slices, and is not almost full."""
+    name, purpose, sysctl = "conntrack-size", "a flow on every port of the slices", "net.netfilter.nf_conntrack_max"
+    most, now = read_sysctl(sysctl), read_sysctl("net.netfilter.nf_conntrack_count")
+    if most is None or now is None:
+        return Check(name, _UNKNOWN, Weight.RECOMMENDED, purpose, "conntrack is not loaded yet: apply loads it")
+    ports = sum(len(ports) * len(each.protocols) for each in policy.slices for ports in each.ranges)
+    found = f"{now} of {most} entries, {ports} ports and echo ids in slices"
+    if int(now) < ALMOST_FULL * int(most) and ports <= int(most):
+        return Check(name, _YES, Weight.RECOMMENDED, purpose, found)
+    enough = 2 * max(int(most), ports)
+    return Check(name, _NO, Weight.RECOMMENDED, purpose, found, f"sysctl -w {sysctl}={enough}")
+
+
+def check_ephemeral_ports(policy: Policy, host: HostSettings) -> Iterator[Check]:
+    """Yield for each slice whether the kernel may give its ports to any socket that asks for none."""
+    purpose = "ports of a slice go to those alone who ask for them"
+    observation = Observation(SliceIndex(policy.slices), coexist=policy.controller.coexist, host=host)
+    overlaps = {finding.slice: finding for finding in find_ephemeral_overlap(observation)}
+    for each in policy.slices:
+        if finding := overlaps.get(each.name):
+            remedy = reserve_command(host, finding.extra["ports"])
+            yield Check("ephemeral-ports", _NO, Weight.RECOMMENDED, purpose, finding.message, remedy, each.name)
+        else:
+            found = f"none in ip_local_port_range ({host.ephemeral}) that is not reserved"
+            yield Check("ephemeral-ports", _YES, Weight.RECOMMENDED, purpose, found, subject=each.name)
+
+
+def reserve_command(host: HostSettings, ports: Iterable[str]) -> str:
+    """Return the command that reserves ports besides those that are reserved already."""
+    reserved = ",".join([*map(str, host.reserved), *ports])
+    return f"sysctl -w net.ipv4.ip_local_reserved_ports={reserved}"
+
+
+def check_addresses(slices: Iterable[Slice]) -> Iterator[Check]:
+    """Yield for each soft-unicast address whether a socket of this host can be bound to it."""
+    for address in dict.fromkeys(each.address for each in slices):
+        yield check_address(address)
+
+
+def check_address(address: Address, bind: Callable[[Address], None] | None = None) -> Check:
+    """Check that a socket of this host can be bound to an address; packet rewriting works without."""
+    name, purpose = "socket-address", "local sockets on the address of a slice"
+    try:
+        (bind or _bind_and_close)(address)
+    except OSError as error:
+        remedy = f"ip address add {address}/{address.max_prefixlen} dev lo"
+        found = f"a socket cannot be bound to it: {(error.strerror or str(error)).lower()}"
+        return Check(name, _NO, Weight.OPTIONAL, purpose, found, remedy, str(address))
+    return Check(name, _YES, Weight.OPTIONAL, purpose, "a socket can be bound to it", subject=str(address))
+
+
+def _bind_and_close(address: Address) -> None:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as trial:
+        trial.bind((str(address), 0))
+
+
+def check_foreign_binds(policy: Policy) -> Check:
+    """Check that no socket sits on ports that a split slice keeps for rewriting."""
+    name, purpose = "foreign-binds", 'coexist = "split": ports for rewriting are free of sockets'
+    try:
+        observation = Observation(SliceIndex(policy.slices), sockets=list_sockets(), coexist=Coexist.SPLIT)
+    except NatctlError as error:
+        return Check(name, _UNKNOWN, Weight.RECOMMENDED, purpose, str(error))
+    found: list[Finding] = find_foreign_bind(observation)
+    if not found:
+        return Check(name, _YES, Weight.RECOMMENDED, purpose, "no socket is bound to them")
+    messages = " ".join(finding.message for finding in found[:3])
+    return Check(name, _NO, Weight.RECOMMENDED, purpose, messages, found[0].remedy)
