@@ -72,7 +72,8 @@ def read_host_settings() -> HostSettings:
 
 def read_differences(policy: Policy) -> list[str]:
     """Return how the live table differs from the configuration, without the frame that a diff has around it."""
-    return [line for line in read_drift(policy) if not line.startswith(("---", "+++", "@@", " "))]
+    lines = (line for line in read_drift(policy) if not line.startswith(("---", "+++", "@@", " ")))
+    return [f"{line[:1]} {line[1:].strip()}" for line in lines]
 
 
 def is_unsteady(finding: Finding) -> bool:

@@ -67,7 +67,7 @@ DETECTORS = {
     Kind.SLICE_EXHAUSTED: Detector(find_slice_exhausted, Needs.FLOWS),
     Kind.RULESET_DRIFT: Detector(find_ruleset_drift, Needs.DRIFT),
     Kind.SOCKET_UNTRACKED: Detector(find_socket_untracked, _BOTH, unsteady=True),
-    Kind.ENTRY_STUCK: Detector(find_entry_stuck, Needs.FLOWS),
+    Kind.ENTRY_STUCK: Detector(find_entry_stuck, _BOTH),
     Kind.SLICE_PRESSURE: Detector(find_slice_pressure, Needs.FLOWS),
     Kind.FLOW_STRANDED: Detector(find_flow_stranded, Needs.FLOWS),
     Kind.EPHEMERAL_OVERLAP: Detector(find_ephemeral_overlap, Needs.HOST),

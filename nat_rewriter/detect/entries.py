@@ -9,13 +9,8 @@ import numpy as np
 from nat_rewriter.detect.joins import NO_ROW, holders_of, sockets_of
 from nat_rewriter.detect.observation import TCP, UDP, Observation, Rows
 from nat_rewriter.detect.ownership import NOBODY
-from nat_rewriter.detect.parties import (
-    flow_party,
-    original_tuple,
-    port_word,
-    reply_tuple,
-)
-from nat_rewriter.model.findings import Finding, Kind
+from nat_rewriter.detect.parties import flow_party, original_tuple, port_word, reply_tuple, socket_party
+from nat_rewriter.model.findings import Finding, Kind, Party
 from nat_rewriter.model.flows import TCP_STATES, Present, Status
 from nat_rewriter.model.tuples import FlowTuple
 
@@ -37,7 +32,8 @@ def find_entry_stuck(observation: Observation) -> list[Finding]:
     unanswered = (observation.local["status"] & Status.SEEN_REPLY) == 0
     rows = np.flatnonzero(observation.rewritten & unanswered & _retried(observation.local))
     stuck = rows[holders_of(observation, observation.local[rows]) == NO_ROW]
-    return [_stuck(observation, row) for row in stuck]
+    victims = sockets_of(observation, observation.local[stuck])
+    return [_stuck(observation, row, victim) for row, victim in zip(stuck, victims, strict=True)]
 
 
 def find_flow_stranded(observation: Observation) -> list[Finding]:
@@ -72,7 +68,7 @@ def _orphaned(observation: Observation, row: int) -> Finding:
     )
 
 
-def _stuck(observation: Observation, row: int) -> Finding:
+def _stuck(observation: Observation, row: int, socket_row: int) -> Finding:
     flow: Any = observation.local[row]
     own, wire = original_tuple(flow), reply_tuple(flow)
     return Finding(
@@ -84,8 +80,15 @@ def _stuck(observation: Observation, row: int) -> Finding:
         protocol=own.protocol,
         tuple=own,
         wire_sport=wire.dport,
-        victim=flow_party(flow, local=True),
+        victim=_victim(observation, flow, socket_row),
     )
+
+
+def _victim(observation: Observation, flow: Any, socket_row: int) -> Party:
+    """Return the socket of a local flow, the flow itself where its socket is gone."""
+    if socket_row == NO_ROW:
+        return flow_party(flow, local=True)
+    return socket_party(observation.sockets[socket_row])
 
 
 def _stranded(flow: Any) -> Finding:

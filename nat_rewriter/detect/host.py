@@ -34,7 +34,8 @@ def find_events_lost(observation: Observation) -> list[Finding]:
             Kind.EVENTS_LOST,
             f"The kernel dropped {loss.events} events or more; the resync added {loss.added}, removed {loss.removed} "
             f"and changed {loss.changed} entries.",
-            "Raise net.core.rmem_max, or run natctl watch with CAP_NET_ADMIN, so that its socket can hold more events.",
+            "Give natctl watch more processor time, or a larger socket buffer: run it as root, or raise "
+            "net.core.rmem_max.",
             subject=str(loss.number),
             extra={
                 "events": loss.events,
