@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -343,6 +345,10 @@ def test_changed_table_has_drifted(lab: Lab, configured: Configured) -> None:
     (finding,) = check(lab, config)
     assert (finding["kind"], finding["severity"]) == ("ruleset-drift", "critical")
     assert any("intruder" in line for line in finding["differences"])
+    command = [sys.executable, "-m", "nat_rewriter", "check", "--netns", lab.egress.name, "--config", str(config)]
+    from_outside = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert from_outside.returncode == 3
+    assert from_outside.stdout.startswith("critical ruleset-drift: ")
     lab.natctl("apply", "--config", config, expect=0)
     assert kinds(lab, config) == []
     lab.egress.run(["nft", "delete", "table", "inet", "natctl"])
