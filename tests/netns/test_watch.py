@@ -85,14 +85,15 @@ def config(lab: Lab) -> Path:
 
 @pytest.fixture
 def watch(lab: Lab, config: Path) -> Callable[..., Watching]:
-    """Start watching; it is under way once it has told of a drift that is made and mended for the purpose."""
+    """Start watching; it is under way once it has told of an overlap that is made and mended for the purpose."""
 
     def start(*options: str) -> Watching:
-        lab.egress.nft("add chain inet natctl under_way\n")
+        lab.egress.sysctl("net.ipv4.ip_local_port_range", "9005 60999")
         watching = Watching(lab, config, *options)
-        watching.next("ruleset-drift")
-        lab.egress.nft("delete chain inet natctl under_way\n")
-        watching.next("ruleset-drift", "closed")
+        watching.next("ephemeral-overlap")
+        lab.egress.sysctl("net.ipv4.ip_local_port_range", "32768 60999")
+        for _ in lab.slices:
+            watching.next("ephemeral-overlap", "closed")
         return watching
 
     return start
@@ -136,7 +137,7 @@ def test_what_was_wrong_before_is_told_first(lab: Lab, config: Path) -> None:
 
 def test_short_lived_leak_is_told_too(lab: Lab, watch: Callable[..., Watching]) -> None:
     """The whole story lies between two looks; the events have it."""
-    watching = watch("--json", "--only", "port-leaked,port-remapped,ruleset-drift")
+    watching = watch("--json", "--only", "port-leaked,port-remapped,ephemeral-overlap")
     held = lab.client.tcp_connect(WEB, src=(CLIENT, 9003))
     victim = lab.egress.tcp_start(WEB, src=(SOFT, 9003))
     lab.egress.run(["conntrack", "-D", "-s", SOFT])
@@ -156,6 +157,16 @@ def test_near_misses_are_not_told(lab: Lab, watch: Callable[..., Watching]) -> N
     for sock in (first, second, third):
         sock.close()
     assert watching.rest(1.5) == []
+    assert watching.stop() == 0
+
+
+def test_drift_opens_and_closes(lab: Lab, config: Path) -> None:
+    watching = Watching(lab, config)
+    lab.egress.nft("add chain inet natctl intruder\n")
+    _, drift = watching.next("ruleset-drift")
+    assert any("intruder" in line for line in drift["differences"])
+    lab.egress.nft("delete chain inet natctl intruder\n")
+    watching.next("ruleset-drift", "closed")
     assert watching.stop() == 0
 
 
