@@ -31,37 +31,62 @@ wait_option = click.option(
       natctl apply                         make the kernel match /etc/natctl/natctl.toml
       natctl apply --dry-run               print the nft commands instead, after the kernel checked them
       natctl apply --netns egress -v       in another namespace, and say what was changed
+      natctl apply --confirm 60            and take it back after a minute, unless I can still type y
+      natctl apply --confirmed             keep what waits, from anywhere
       natctl apply --rollback              go back to the generation before this one
       natctl apply --rollback 7            or to generation 7 of natctl log
     """
 )
 @click.option("--dry-run", is_flag=True, help="Print the transaction instead of running it.")
 @click.option(
-    "--rollback", "rollback", metavar="[N]", is_flag=False, flag_value=PREVIOUS,
+    "--confirm",
+    "confirm_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Take the change back unless it is confirmed in time, here or by --confirmed.",
+)
+@click.option("--confirmed", is_flag=True, help="Confirm the change that waits for it; apply nothing.")
+@click.option(
+    "--rollback",
+    "rollback",
+    metavar="[N]",
+    is_flag=False,
+    flag_value=PREVIOUS,
     help="Apply an earlier generation in place of the configuration. [default: the one before this]",
-)  # fmt: skip
+)
 @wait_option
 @table_option
 @state_option
 @common_options(json=True)
 def apply(
-    env: Env, dry_run: bool, rollback: str | None, wait_s: float, table: str | None, state: Path | None
+    env: Env, dry_run: bool, confirm_s: float | None, confirmed: bool, rollback: str | None, wait_s: float,
+    table: str | None, state: Path | None,
 ) -> int:  # fmt: skip
     """Make the kernel match the configuration, in one atomic transaction.
 
-    Every generation is kept: natctl log lists them.
+    Every generation is kept: natctl log lists them. A change that waits to be confirmed is taken back when its time is
+    over, also if natctl is killed or its terminal goes away. A second apply of the same configuration, or
+    --confirmed, keeps it; --rollback takes it back at once.
     """
+    from nat_rewriter.cli.confirm import apply_for_now, confirm, take_back
     from nat_rewriter.controller.apply import apply_configuration
+    from nat_rewriter.kernel.confirm_socket import is_waiting
 
+    if confirmed:
+        return confirm(find_log(env, state, table).place.table)
     if rollback is None:
         configuration = read_configuration(env)
         log = log_of(state, configuration.table)
     else:
         log = find_log(env, state, table)
+        if rollback == PREVIOUS and is_waiting(log.place.table):
+            return take_back(log.place.table)
         configuration = earlier_configuration(log, rollback)
     if dry_run:
         return _print_transaction(configuration)
-    _print_applied(env, apply_configuration(configuration, log, warn, wait_s))
+    if confirm_s is not None:
+        return apply_for_now(env, configuration, log, wait_s, confirm_s)
+    print_applied(env, apply_configuration(configuration, log, warn, wait_s))
     return EXIT_DONE
 
 
@@ -111,13 +136,16 @@ def _print_transaction(configuration: Configuration) -> int:
     return EXIT_DONE
 
 
-def _print_applied(env: Env, applied: Applied) -> None:
+def print_applied(env: Env, applied: Applied) -> None:
+    """Print what was changed: as JSON, as lines, or in a line."""
     from nat_rewriter.cli.ruleset import print_change
 
     if env.json or env.verbosity > 0:
         print_change(env, applied.change)
     elif not env.quiet:
         click.echo(_summary(applied.change))
+        if applied.confirmed:
+            click.echo(applied.confirmed)
 
 
 def _summary(change: Change) -> str:

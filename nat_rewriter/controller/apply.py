@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from nat_rewriter.controller.confirmation import Guardian, Word, decide
 from nat_rewriter.controller.generations import GenerationLog, Record, Warn
 from nat_rewriter.controller.intent import Change, read_change, run_change
+from nat_rewriter.controller.way_back import find_way_back
+from nat_rewriter.errors import NatctlError
+from nat_rewriter.kernel.confirm_socket import is_waiting
 from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft import KernelNft
 from nat_rewriter.model.generations import Configuration, Generation, Outcome
+from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.ruleset import Ruleset
 from nat_rewriter.plan import plan, plan_removal
 from nat_rewriter.render.transaction import transaction_text
@@ -22,6 +28,15 @@ class Applied:
 
     change: Change
     generation: Generation | None
+    confirmed: str | None = None  # that this was a confirmation, as a sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """That a change is taken back unless it is confirmed in time, and by whom."""
+
+    guardian: Guardian
+    seconds: float
 
 
 @contextmanager
@@ -31,25 +46,64 @@ def held_table(table: str, wait_s: float = 0.0) -> Iterator[KernelNft]:
         yield nft
 
 
-def apply_configuration(configuration: Configuration, log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> Applied:
+def apply_configuration(
+    configuration: Configuration,
+    log: GenerationLog,
+    warn: Warn,
+    wait_s: float = 0.0,
+    confirm: Confirm | None = None,
+) -> Applied:
     """Make the kernel match a configuration, in one transaction, and keep it as a generation.
 
-    Raises LockHeld where another natctl keeps the lock for longer than ``wait_s``, else what intent.apply() raises; a
-    generation that failed is kept as such.
+    With ``confirm`` the change is taken back unless somebody confirms it. A configuration that is in the kernel already
+    and waits to be confirmed is confirmed by this. Raises LockHeld where another natctl keeps the lock for longer than
+    ``wait_s``, else what intent.apply() raises; a generation that failed is kept as such.
     """
     with held_table(configuration.table, wait_s) as nft:
         change = read_change(configuration.policy, nft)
-        record = Record(log, warn)
-        record.begin(configuration, change.action, lambda: generation_ruleset(change.wanted))
-        with record.failing():
-            run_change(change, configuration.policy, nft)
-        record.finish(Outcome.APPLIED)
-    return Applied(change, record.generation)
+        waiting = is_waiting(configuration.table)
+        if not waiting:
+            generation = _run_recorded(change, configuration, Record(log, warn), nft, confirm)
+    if not waiting:
+        return Applied(change, generation)
+    if change.transaction:
+        raise NatctlError("apply", "another configuration waits to be confirmed: natctl apply --confirmed keeps it")
+    verdict = decide(configuration.table, Word.KEEP)
+    if not verdict.kept:
+        raise NatctlError("apply", verdict.sentence)
+    return Applied(change, None, verdict.sentence)
+
+
+def _run_recorded(
+    change: Change, configuration: Configuration, record: Record, nft: KernelNft, confirm: Confirm | None
+) -> Generation | None:
+    record.begin(configuration, change.action, lambda: generation_ruleset(change.wanted))
+    guarded = confirm if change.transaction else None
+    with record.failing():
+        if guarded:
+            previous = functools.partial(_current_policy, record.log)
+            guarded.guardian.protect(find_way_back(change, configuration.policy, previous, nft), record)
+        run_change(change, configuration.policy, nft)
+    record.finish(Outcome.UNCONFIRMED if guarded else Outcome.APPLIED)
+    if guarded:
+        guarded.guardian.start(guarded.seconds)
+    return record.generation
+
+
+def _current_policy(log: GenerationLog) -> Policy | None:
+    """Return what is believed to be applied, None where nothing is known."""
+    try:
+        current = log.current()
+        return log.configuration(current.number).policy if current else None
+    except NatctlError:
+        return None
 
 
 def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:
     """Take the table out of the kernel, and keep that as a generation; tell whether there was one."""
     table = log.place.table
+    if is_waiting(table):
+        decide(table, Word.KEEP)  # or what was there before would come back later
     with held_table(table, wait_s) as nft:
         transaction = plan_removal(nft.read(table))
         if transaction:

@@ -187,6 +187,15 @@ class Record:
         except StateError as error:
             self.warn(f"the outcome of generation {self.generation.number} is not kept: {error}")
 
+    def is_finished(self) -> bool:
+        """Tell whether what became of it is kept already."""
+        if self.generation is None:
+            return True
+        try:
+            return self.log.get(self.generation.number).outcome is not Outcome.UNFINISHED
+        except NatctlError:
+            return True
+
     @contextmanager
     def failing(self) -> Iterator[None]:
         """Keep it as failed where the block raises an error."""

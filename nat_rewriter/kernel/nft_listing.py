@@ -8,6 +8,13 @@ from typing import Any
 
 RANGE_MAP = re.compile(r"^\tmap (\S+) \{\n\t\ttype [^\n:]* : interval ", re.MULTILINE)
 
+DYNAMIC_SET = re.compile(r"^\tset (\S+) \{\n(?:\t\t[^\n]*\n)*?\t\tflags [^\n]*\bdynamic\b", re.MULTILINE)
+
+
+def dynamic_sets(listing: str) -> list[str]:
+    """Return the names of the sets that packets fill, out of a listing as text."""
+    return DYNAMIC_SET.findall(listing)
+
 
 def range_maps(listing: str) -> list[str]:
     """Return the names of the maps whose data holds ranges, out of a listing as text: the one in JSON does not say."""

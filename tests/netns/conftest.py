@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +32,10 @@ def lab_factory(_permitted: None) -> Iterator[LabFactory]:
 def lab(lab_factory: LabFactory) -> Lab:
     """A fresh lab with one client and the default slices: ports 9000-9009, IPv4 and IPv6."""
     return lab_factory()
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory for the generations of this test alone."""
+    monkeypatch.setenv("NATCTL_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"

@@ -8,35 +8,13 @@ import os
 import pty
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from operating import NATCTL, generations, listing, outcomes
 
 from nat_rewriter.kernel.netns_names import HOST, name_of_current
 from netns_lab import Lab
-
-LabFactory = Callable[..., Lab]
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A state directory for the test alone."""
-    monkeypatch.setenv("NATCTL_STATE_DIR", str(tmp_path / "state"))
-    return tmp_path / "state"
-
-
-def listing(lab: Lab) -> str:
-    return lab.egress.run(["nft", "-s", "list", "ruleset"]).stdout
-
-
-def generations(lab: Lab) -> list[dict[str, Any]]:
-    return lab.natctl("log", "--json", expect=0).lines()
-
-
-def outcomes(lab: Lab) -> list[tuple[int, str, str]]:
-    return [(one["number"], one["action"], one["outcome"]) for one in generations(lab)]
 
 
 def test_every_generation_is_listed_with_who_and_how(lab: Lab) -> None:
@@ -77,9 +55,7 @@ def test_a_generation_is_shown_as_it_was(lab: Lab) -> None:
 def test_on_a_terminal_the_log_is_a_table(lab: Lab) -> None:
     lab.natctl("apply", "--config", lab.config(), expect=0)
     ours, theirs = pty.openpty()
-    process = lab.egress.popen(
-        [sys.executable, "-m", "nat_rewriter", "log"], stdout=theirs, stderr=theirs, stdin=theirs
-    )
+    process = lab.egress.popen([*NATCTL, "log"], stdout=theirs, stderr=theirs, stdin=theirs)
     assert process.wait(20) == 0
     os.close(theirs)
     shown = re.sub(r"\x1b\[\d*m", "", os.read(ours, 65536).decode())

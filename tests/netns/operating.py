@@ -1,0 +1,41 @@
+"""What tests of apply share: the listing of a host, and its log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from netns_lab import Lab
+
+NATCTL = [sys.executable, "-m", "nat_rewriter"]
+WITHIN_S = 20.0
+
+
+def listing(lab: Lab) -> str:
+    """Return the whole ruleset of the egress host, without counters."""
+    return lab.egress.run(["nft", "-s", "list", "ruleset"]).stdout
+
+
+def unordered(text: str) -> list[str]:
+    """Return the words of a listing: nft lists elements in the order they came."""
+    return sorted(text.replace(",", "").split())
+
+
+def generations(lab: Lab) -> list[dict[str, Any]]:
+    """Return the log of the egress host."""
+    return lab.natctl("log", "--json", "--table", "natctl", expect=0).lines()
+
+
+def outcomes(lab: Lab) -> list[tuple[int, str, str]]:
+    """Return number, action and outcome of each generation of the egress host."""
+    return [(one["number"], one["action"], one["outcome"]) for one in generations(lab)]
+
+
+def wait_until(condition: Callable[[], bool], what: str, within_s: float = WITHIN_S) -> None:
+    """Return once a condition holds; fail when it does not in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        time.sleep(0.05)
