@@ -23,6 +23,7 @@ from nat_rewriter.errors import (
     NftError,
     PermissionNeeded,
     Problem,
+    StateError,
     UnsupportedFeature,
     UsageError,
     exit_code_of,
@@ -44,6 +45,10 @@ EXAMPLES: dict[NatctlError, tuple[int, str]] = {
     NamespaceMissing("egress"): (
         1,
         "enter network namespace: does not exist, expected a name under /run/netns or a path: 'egress'",
+    ),
+    StateError("write generations", "no space left on device", "/x"): (
+        1,
+        "write generations: no space left on device: '/x'",
     ),
     KernelError("bind socket", 98, "address already in use"): (1, "bind socket: address already in use"),
     NftError("load ruleset", 2, "No such file or directory"): (1, "load ruleset: No such file or directory"),
