@@ -79,6 +79,34 @@ static void cut(struct seed *input)
 		memcpy(input->bytes, &length, 4);
 }
 
+/* Cut, and let every length around the cut say so: what is wrong then is the size of one attribute at the very end. */
+static void cut_consistently(struct seed *input)
+{
+	size_t at = 20; /* past struct nlmsghdr and struct nfgenmsg */
+	uint32_t end;
+
+	if (input->length < 32)
+		return;
+	end = (uint32_t)(24 + below(input->length - 24));
+	input->length = end;
+	memcpy(input->bytes, &end, sizeof(end));
+	while (at + 4 <= end) {
+		uint16_t length, type;
+
+		memcpy(&length, input->bytes + at, sizeof(length));
+		memcpy(&type, input->bytes + at + 2, sizeof(type));
+		if (length >= 4 && at + length <= end) {
+			at += (length + 3u) & ~3u;
+			continue;
+		}
+		length = (uint16_t)(end - at);
+		memcpy(input->bytes + at, &length, sizeof(length));
+		if (!(type & 0x8000)) /* NLA_F_NESTED */
+			return;
+		at += 4;
+	}
+}
+
 static void append_seed(struct seed *input)
 {
 	const struct seed *other = &seeds[below(seed_count)];
@@ -102,7 +130,9 @@ static void splice(struct seed *input)
 	memcpy(input->bytes + to, other->bytes + from, length);
 }
 
-static void (*const mutations[])(struct seed *) = {set_u16, nudge_byte, set_byte, cut, append_seed, splice};
+static void (*const mutations[])(struct seed *) = {
+	set_u16, nudge_byte, set_byte, cut, cut_consistently, append_seed, splice,
+};
 
 static void execute_one(void)
 {

@@ -18,6 +18,8 @@ MESSAGES = HERE.parent / "unit" / "messages"
 DECODERS = [CORE / name for name in ("decode.c", "flows.c", "filter.c", "sockets.c")]
 FLAGS = ["-g", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all", f"-I{CORE}"]
 EXECUTIONS = os.environ.get("NATCTL_FUZZ_EXECUTIONS", "100000")
+# A decoder that stands still must not keep the tests from ending: they do some 30,000 executions a second.
+TIMEOUT_S = 60 + int(EXECUTIONS) / 500
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def build(compiler: str, sanitizers: str, target: Path, *sources: Path) -> None:
 
 
 def execute(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout + done.stderr
 
