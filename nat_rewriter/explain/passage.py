@@ -109,6 +109,13 @@ class Passage:
         forward = self.entry.original == self.packet.tuple
         return (self.entry.reply if forward else self.entry.original).reversed()
 
+    @property
+    def lost(self) -> str:
+        """What the sender notices when the packet is dropped: a socket of this host may be told."""
+        if self.origin is Origin.FORWARDED:
+            return "the sender waits"
+        return "connect() waits" if self.now.protocol == "tcp" else "send() fails with EPERM"
+
     def current(self) -> Packet:
         """Return the packet as it is now, with its interfaces."""
         return replace(self.packet, tuple=self.now)

@@ -63,7 +63,9 @@ def _confined(passage: Passage, own: PortRange) -> Account:
     chosen = choose_port(passage.now, passage.now.src, own, passage.situation)
     word = "id" if passage.now.has_echo_id else "port"
     if chosen.choice is Choice.NONE:
-        passage.settle(Fate.EXHAUSTED, f"no {word} of {own} is free to that destination: dropped", end=True)
+        passage.settle(
+            Fate.EXHAUSTED, f"no {word} of {own} is free to that destination: dropped, {passage.lost}", end=True
+        )
         return Verdict.DROPS, passage.reason
     if chosen.choice is Choice.KEPT:
         passage.settle(Fate.KEPT, f"keeps {word} {passage.now.sport}")
@@ -108,7 +110,9 @@ def _ruled(passage: Passage, rule: SnatRule, condition: str) -> Account:
     chosen = choose_port(passage.now, target.address, target.ports, passage.situation)
     place = f"slice {target.slice.name}, {target.address} {target.ports}"
     if chosen.choice is Choice.NONE:
-        text = f"[[snat]] {rule.name}: no port of {place} is free to that destination: dropped{condition}"
+        text = (
+            f"[[snat]] {rule.name}: no port of {place} is free to that destination: dropped, {passage.lost}{condition}"
+        )
         passage.settle(Fate.EXHAUSTED, text, end=True)
         return Verdict.DROPS, text
     _take(passage, target.address, chosen)

@@ -9,7 +9,7 @@ from nat_rewriter.explain.matching import dnat_of, slice_of, within
 from nat_rewriter.explain.passage import Fate, Passage, Verdict
 from nat_rewriter.explain.situation import PROTOCOLS
 from nat_rewriter.explain.source_nat import Account, at_srcnat, is_claimed
-from nat_rewriter.model.flows import Status
+from nat_rewriter.model.flows import Origin, Status
 from nat_rewriter.model.policy import Guard, Policy, SnatRule, Timestamps
 from nat_rewriter.model.slices import PortRange
 from nat_rewriter.model.tuples import FlowTuple
@@ -88,8 +88,8 @@ def at_refuse_out(passage: Passage) -> Account:
         return _kept_for_rewriting(passage, passage.now.reversed(), passage.now.sport)
     if not is_claimed(passage):
         return Verdict.PASSES, "no rewritten flow has claimed the tuple"
-    passage.settle(Fate.REFUSED, f"refused at once: {_error(passage.now)}, a rewritten flow holds the tuple", end=True)
-    return Verdict.REFUSES, f"a rewritten flow has claimed the tuple: {_error(passage.now)}"
+    passage.settle(Fate.REFUSED, f"refused at once: {_error(passage)}, a rewritten flow holds the tuple", end=True)
+    return Verdict.REFUSES, f"a rewritten flow has claimed the tuple: {_error(passage)}"
 
 
 def at_refuse_in(passage: Passage) -> Account:
@@ -106,12 +106,18 @@ def _kept_for_rewriting(passage: Passage, inbound: FlowTuple, port: int) -> Acco
     if owned is None or not any(port in ports for ports in owned.rewrite_ranges):
         return Verdict.PASSES, f"port {port} is not one for rewriting only"
     text = f"port {port} of slice {owned.name} is for rewriting only"
-    passage.settle(Fate.REFUSED, f"refused at once: {_error(passage.now)}, {text}", end=True)
-    return Verdict.REFUSES, f"{text}: {_error(passage.now)}"
+    passage.settle(Fate.REFUSED, f"refused at once: {_error(passage)}, {text}", end=True)
+    return Verdict.REFUSES, f"{text}: {_error(passage)}"
 
 
-def _error(packet: FlowTuple) -> str:
-    return "a TCP reset (ECONNREFUSED)" if packet.protocol == "tcp" else "port unreachable (ECONNREFUSED)"
+def _error(passage: Passage) -> str:
+    if passage.now.protocol == "tcp":
+        return "a TCP reset (ECONNREFUSED)"
+    # The datagram is lost on its way out, and the answer to it lies ready in the socket.
+    local = passage.origin is Origin.LOCAL
+    return (
+        "port unreachable (send() fails with EPERM, the next call with ECONNREFUSED)" if local else "port unreachable"
+    )
 
 
 def at_timestamps(passage: Passage) -> Account:
@@ -151,7 +157,7 @@ def at_guard(passage: Passage) -> Account:
     if passage.policy.controller.guard is Guard.COUNT:
         passage.settle(Fate.LEAKED, _leak_reason(passage, "counted by the guard, and leaves the slice"))
         return Verdict.RECORDS, f"{where}: recorded, counted, and let go"
-    passage.settle(Fate.DROPPED, _leak_reason(passage, "dropped by the guard"), end=True)
+    passage.settle(Fate.DROPPED, _leak_reason(passage, f"dropped by the guard, {passage.lost}"), end=True)
     return Verdict.DROPS, f"{where}: recorded, counted and dropped"
 
 
