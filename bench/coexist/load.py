@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import json
+import select
 import shutil
 import subprocess
 import tempfile
@@ -64,6 +65,11 @@ class Connects:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+
+    def done(self) -> bool:
+        """Tell whether every connection has worked or failed."""
+        assert self._process.stdout is not None
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
 
     def outcome(self) -> Outcome:
         """Wait until every connection has worked or failed, and say how it went."""
