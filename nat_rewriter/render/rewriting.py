@@ -39,18 +39,17 @@ class Statement:
 
 @dataclass(slots=True)
 class Rewriting:
-    """All that the SNAT rules of one family become."""
+    """All that the SNAT rules of one family become.
 
+    ``strips_timestamps``: some rule takes the timestamp option from forwarded SYNs.
+    """
+
+    strips_timestamps: bool
     statements: list[Statement] = field(default_factory=list)
     client_maps: dict[str, dict[str, str]] = field(default_factory=dict)  # client -> range (4) or chain (6)
     address_maps: dict[str, dict[str, str]] = field(default_factory=dict)  # client -> address, beside a chain (6)
     source_sets: dict[str, dict[str, str]] = field(default_factory=dict)
     chains: dict[str, str] = field(default_factory=dict)  # name -> where its one rule rewrites to (6)
-
-    @property
-    def strips_timestamps(self) -> bool:
-        """Whether any rule takes the timestamp option from forwarded SYNs."""
-        return any(statement.strip_timestamps for statement in self.statements)
 
     def flags(self, name: str) -> str:
         """Return the nft flags of a map or set by clients: a hash where all are hosts, an interval tree otherwise."""
@@ -85,8 +84,8 @@ class FamilyRule:
 
 def rewriting_of(rules: Sequence[SnatRule], family: int) -> Rewriting:
     """Return the SNAT rules of one family as statements, chains and elements, in file order."""
-    result = Rewriting()
     family_rules = [found for rule in rules if (found := _in_family(rule, family))]
+    result = Rewriting(any(found.rule.timestamps is Timestamps.STRIP for found in family_rules))
     for number, run in enumerate(_runs(family_rules)):
         if len(run) == 1:
             _add_single(result, run[0])
@@ -242,7 +241,7 @@ def _add_merged(result: Rewriting, run: list[FamilyRule], suffix: str) -> None:
 
 def _source_set(result: Rewriting, rule: FamilyRule, clients: dict[str, FamilyRule], suffix: str) -> str:
     """Return the match on all clients; only what does not look into the client map needs it."""
-    if not (rule.rule.exclude or rule.rule.exclude_source or rule.rule.timestamps is Timestamps.STRIP):
+    if not (rule.rule.exclude or rule.rule.exclude_source or result.strips_timestamps):
         return ""
     result.source_sets[f"sources{suffix}"] = dict.fromkeys(clients, "")
     return f"{ip_word(rule.family)} saddr @sources{suffix}"

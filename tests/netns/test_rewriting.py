@@ -225,6 +225,31 @@ def test_the_timestamp_option_is_taken_from_forwarded_syns_alone(lab: Lab) -> No
     assert "packets 2 " in listed
 
 
+def test_the_rule_that_rewrites_decides_about_the_timestamp_option(lab_factory: LabFactory) -> None:
+    lab = lab_factory(clients=2)
+    rest = snat("rest", '"ams-1"', iifname='"fish0"', timestamps='"strip"', exclude='["203.0.113.2"]')
+    apply(lab, config(snat("kept", '"ams-1"', source='["10.0.0.2"]') + rest))
+    lab.upstream.nft(
+        "table inet options {\n set stripped { type ipv4_addr . ipv4_addr; flags dynamic; size 64; }\n"
+        " set kept { type ipv4_addr . ipv4_addr; flags dynamic; size 64; }\n"
+        " chain c {\n type filter hook prerouting priority 0\n"
+        ' iifname "down0" tcp flags & (syn | ack) == syn tcp option timestamp exists'
+        " update @kept { ip saddr . ip daddr }\n"
+        ' iifname "down0" tcp flags & (syn | ack) == syn tcp option timestamp missing'
+        " update @stripped { ip saddr . ip daddr }\n }\n}"
+    )
+    for source, server in (("10.0.0.2", "203.0.113.3"), ("10.0.0.3", "203.0.113.4"), ("10.0.0.3", "203.0.113.2")):
+        lab.client.tcp_start((server, 443), src=(source, 0))
+    lab.client.tcp_start((SERVER_6, 443))  # this rule has no slice of IPv6
+    seen = {
+        name: lab.upstream.run(["nft", "list", "set", "inet", "options", name]).stdout for name in ("kept", "stripped")
+    }
+    assert f"{SOFT} . 203.0.113.3" in seen["kept"]
+    assert "10.0.0.3 . 203.0.113.2" in seen["kept"]
+    assert f"{SOFT} . 203.0.113.4" in seen["stripped"]
+    assert seen["stripped"].count(" . 203") == 1
+
+
 # -- destination NAT ----------------------------------------------------------------------------------------------
 
 
