@@ -1,260 +1,32 @@
-"""What ``natctl explain`` foretells, compared with what the kernel then does."""
+"""What ``natctl explain`` foretells of sockets and packets, compared with what the kernel then does."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
-
-from nat_rewriter.config import read_policy
-from nat_rewriter.controller.explanation import explain_packet
-from nat_rewriter.explain import Packet, parse_tuple
-from nat_rewriter.explain.hashing import number_of
-from nat_rewriter.explain.matching import chosen_target
-from nat_rewriter.explain.objects import explanation_object
-from nat_rewriter.kernel import conntrack
-from nat_rewriter.model.flows import Flow, flow_from_record
-from netns_lab import Lab, round_trip
-from netns_lab.topology import CLIENT, DOWNLINK, SERVER, SERVER_6, SOFT_ADDRESS, SOFT_ADDRESS_6
-
-LabFactory = Callable[..., Lab]
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
-CLIENTS = 220
-SERVERS = {4: SERVER, 6: SERVER_6}
-SOFT = {4: SOFT_ADDRESS, 6: SOFT_ADDRESS_6}
-PORTS = {"tcp": 443, "udp": 53}
-# Ranges of several sizes, over two slices of two addresses.
-MANY_RANGES = (
-    "198.51.100.10:9000-9099,9200-9249,9300-9449",
-    "198.51.100.11:7000-7099",
-    "[2001:db8:100::10]:9000-9099,9200-9249,9300-9449",
-    "[2001:db8:100::11]:7000-7099",
+from foretelling import (
+    FAMILIES,
+    PORTS,
+    SERVERS,
+    SOFT,
+    LabFactory,
+    applied,
+    assert_foretold,
+    client_address,
+    end,
+    explain,
+    explain_by_command,
+    hold_a_port,
+    list_flows,
+    serve,
+    try_socket,
 )
 
-
-def end(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-def explain(lab: Lab, config: Path, *words: str) -> dict[str, Any]:
-    """Explain as the command does, in this process: most of the tests would wait for interpreters otherwise."""
-    with lab.egress.enter():
-        return explanation_object(explain_packet(read_policy(config), Packet(parse_tuple(words))))
-
-
-def explain_by_command(lab: Lab, config: Path, *words: str) -> dict[str, Any]:
-    found: dict[str, Any] = lab.natctl("explain", *words, "--json", "--config", config, expect=0).json()
-    return found
-
-
-def applied(lab: Lab, **options: str) -> Path:
-    config = lab.config(**options)
-    lab.natctl("apply", "-q", "--config", config, expect=0)
-    return config
-
-
-def list_flows(lab: Lab) -> list[Flow]:
-    with lab.egress.enter():
-        return [flow_from_record(record) for record in conntrack.dump()]
-
-
-# --- ranges: the hash of the kernel, told beforehand
-
-
-def client_address(number: int, family: int) -> str:
-    return f"10.0.0.{number}" if family == 4 else f"2001:db8:10::{number:x}"
-
-
-def send_from(lab: Lab, address: str, port: int, dst: tuple[str, int]) -> None:
-    with lab.client.udp_connect(dst, src=(address, port)) as sock:
-        sock.send(b"natctl")
-
-
-KEYS = {
-    "client": "{ip} saddr",
-    "flow": "{ip} saddr . th sport . {ip} daddr . th dport",
-    "echo": "{ip} saddr . {ip} daddr . {icmp} id",
-}
-
-
-@FAMILIES
-@pytest.mark.parametrize("key", KEYS)
-def test_the_hash_is_the_kernels_bit_by_bit(lab_factory: LabFactory, family: int, key: str) -> None:
-    lab = lab_factory(clients=32)
-    words = {4: {"ip": "ip", "icmp": "icmp"}, 6: {"ip": "ip6", "icmp": "icmpv6"}}[family]
-    # With this modulus the scaled number is the hash itself, less one.
-    expression = f"jhash {KEYS[key].format(**words)} mod 4294967295 seed 0xd3adc0de"
-    protocol = {4: "icmp", 6: "ipv6-icmp"}[family] if key == "echo" else "udp"
-    lab.egress.nft(
-        "table inet t { chain c { type filter hook postrouting priority 0;"
-        f" meta l4proto {protocol} ct mark set {expression}; }}\n}}"
-    )
-    for number in range(2, 34):
-        address, server = client_address(number, family), SERVERS[family]
-        if key == "echo":
-            lab.client.ping(server, src=address, ident=1000 * number, timeout_s=0.01)
-        else:
-            send_from(lab, address, 1000 * number, (server, 53 + number))
-    flows = [flow for flow in list_flows(lab) if flow.mark]
-    assert len(flows) == 32
-    for flow in flows:
-        assert number_of(expression, flow.original) == flow.mark, str(flow.original)
-
-
-@FAMILIES
-@pytest.mark.parametrize("spread", ["client", "flow"])
-def test_the_range_of_every_client_is_foretold(lab_factory: LabFactory, family: int, spread: str) -> None:
-    lab = lab_factory(slices=MANY_RANGES, clients=CLIENTS)
-    config = applied(lab, coexist="confine", spread=spread)
-    (rule,) = [rule for rule in read_policy(config).snat if rule.name == f"clients-ipv{family}"]
-    server = SERVERS[family]
-    for number in range(2, 2 + CLIENTS):
-        send_from(lab, client_address(number, family), 20000 + 7 * number, (server, 53 + number % 3))
-    flows = [flow for flow in list_flows(lab) if any(flow.original.src in network for network in rule.source)]
-    assert len(flows) == CLIENTS
-    used = set()
-    for flow in flows:
-        target = chosen_target(rule, Packet(flow.original))
-        assert target is not None
-        assert (flow.reply.dst, flow.reply.dport in target.ports) == (target.address, True), str(flow.original)
-        used.add((target.address, target.ports))
-    assert len(used) == 4
-
-
-@FAMILIES
-def test_the_range_of_an_echo_is_foretold(lab_factory: LabFactory, family: int) -> None:
-    lab = lab_factory(slices=MANY_RANGES, clients=40)
-    config = applied(lab, coexist="confine", spread="flow")
-    (rule,) = [rule for rule in read_policy(config).snat if rule.name == f"clients-ipv{family}"]
-    server = SERVERS[family]
-    foretold = {}
-    for number in range(2, 42):
-        address = client_address(number, family)
-        echo = parse_tuple(["icmp", f"[{address}]:{number}" if family == 6 else f"{address}:{number}", server])
-        foretold[echo] = chosen_target(rule, Packet(echo))
-        assert lab.client.ping(server, src=address, ident=number)
-    seen = {flow.original: flow.reply for flow in list_flows(lab) if flow.original in foretold}
-    assert len(seen) == 40
-    for echo, target in foretold.items():
-        assert target is not None
-        assert (seen[echo].dst, seen[echo].dport in target.ports) == (target.address, True), str(echo)
-
-
-@FAMILIES
-def test_the_command_says_range_port_and_room(lab_factory: LabFactory, family: int) -> None:
-    lab = lab_factory(slices=MANY_RANGES, clients=4)
-    config = applied(lab, coexist="confine")
-    client, server = client_address(3, family), SERVERS[family]
-    told = explain_by_command(lab, config, "udp", end(client, 5000), end(server, 53))
-    assert (told["kind"], told["iifname"], told["oifname"], told["table"]) == ("client", "fish0", "up0", "live")
-    assert told["snat"]["rule"] == f"clients-ipv{family}"
-    assert [one["match"] for one in told["snat"]["tried"]] == (
-        ["takes", "not-reached"] if family == 4 else ["differs", "takes"]
-    )
-    send_from(lab, client, 5000, (server, 53))
-    again = explain(lab, config, "udp", end(client, 5000), end(server, 53))
-    first, last = map(int, told["snat"]["target"]["range"].split("-"))
-    assert again["wire"]["src"] == told["snat"]["target"]["address"]
-    assert first <= again["wire"]["sport"] <= last
-    assert again["snat"]["port"]["free"] == told["snat"]["port"]["free"] - 1
-    assert again["modes"]["confine"]["forwarded"]["outcome"] == "continues"
-    (flow,) = again["holders"]["flows"]
-    assert flow["type"] == "nat-flow"
-    # Its source port has that port towards other destinations too: find_appropriate_src().
-    other = explain(lab, config, "udp", end(client, 5000), end(server, 54))["snat"]["port"]
-    assert (other["choice"], other["port"]) == ("reused", again["wire"]["sport"])
-    send_from(lab, client, 5000, (server, 54))
-    (wire,) = [flow.reply.dport for flow in list_flows(lab) if flow.original.dport == 54]
-    assert wire == other["port"]
-
-
-# --- modes: what a local socket meets, told beforehand
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What became of a local socket: whether it worked, how it failed, and its port on the wire."""
-
-    works: bool
-    error: str
-    wire_port: int | None
-
-
-def try_socket(lab: Lab, protocol: str, soft: str, port: int, server: str) -> Seen:
-    with lab.upstream.capture(DOWNLINK) as capture:
-        before = len(capture.packets())
-        error, works = "", False
-        dst, src = (server, PORTS[protocol]), (soft, port)
-        try:
-            if protocol == "tcp":
-                works = round_trip(lab.egress.tcp_connect(dst, src=src, timeout_s=0.5))
-            else:
-                sock = lab.egress.udp_connect(dst, src=src, timeout_s=0.5)
-                works = exchange(sock)
-        except OSError as failure:
-            error = type(failure).__name__
-        sent = [one.tuple for one in capture.packets()[before:] if str(one.tuple.src) == soft]
-    return Seen(works, error, sent[0].sport if sent else None)
-
-
-def exchange(sock: socket.socket) -> bool:
-    """Send a datagram and wait for its answer; what is refused loses the datagram first, and says so then."""
-    try:
-        sock.send(b"natctl")
-    except PermissionError as lost:
-        try:
-            sock.recv(100)
-        except TimeoutError:
-            raise lost from None
-    return bool(sock.recv(100))
-
-
-def assert_foretold(outcome: dict[str, Any], port: int, seen: Seen) -> None:
-    ranges = [tuple(map(int, one.split("-"))) for one in outcome["ports"]]
-    inside = seen.wire_port is not None and any(one[0] <= seen.wire_port <= one[-1] for one in ranges)
-    match outcome["outcome"]:
-        case "kept":
-            assert seen == Seen(True, "", port)
-        case "moved":
-            assert seen.works
-            assert inside
-            assert seen.wire_port != port
-        case "refused":
-            assert seen == Seen(False, "ConnectionRefusedError", None)
-        case "dropped" | "exhausted":
-            # A datagram that is dropped on its way out is an error of the socket; a SYN is sent again.
-            error = "PermissionError" if "EPERM" in outcome["text"] else "TimeoutError"
-            assert seen == Seen(False, error, None)
-        case "leaked":
-            assert (seen.works, inside) == (False, True)
-            assert seen.wire_port not in range(9000, 9010)
-        case other:
-            pytest.fail(f"nothing to compare {other!r} with")
-
-
-def hold_a_port(lab: Lab, protocol: str, family: int) -> tuple[socket.socket, int]:
-    """Let a client's flow hold a port of the slice towards the server, and return which."""
-    dst = (SERVERS[family], PORTS[protocol])
-    if protocol == "tcp":
-        sock = lab.client.tcp_connect(dst)
-    else:
-        sock = lab.client.udp_connect(dst)
-        sock.send(b"natctl")
-        sock.recv(100)
-    (flow,) = [one for one in list_flows(lab) if str(one.reply.dst) == SOFT[family]]
-    return sock, flow.reply.dport
-
-
-def serve(lab: Lab) -> None:
-    lab.server.tcp_server(PORTS["tcp"])
-    lab.server.udp_server(PORTS["udp"])
+from netns_lab import Lab, round_trip
+from netns_lab.topology import CLIENT, SERVER, SOFT_ADDRESS
 
 
 @pytest.mark.parametrize(
