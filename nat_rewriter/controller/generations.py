@@ -159,6 +159,7 @@ class GenerationLog:
         for number in self._numbers()[:-KEPT]:
             if number not in needed:
                 store.remove_files(self._path(number, suffix) for suffix in ("json", *_BULK))
+        store.remove_drafts(self.place.directory)
 
 
 @dataclass(slots=True)

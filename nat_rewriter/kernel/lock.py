@@ -8,10 +8,13 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from nat_rewriter.errors import LockHeld
 
 PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+ENDING_WITHIN_S = 30.0  # how long the kernel may be at work on the last transaction of a process that was killed
+_LOOK_EVERY_S = 1.0
 _AGAIN_AFTER_S = 0.05  # where the queue of those who wait for the holder is full
 
 
@@ -23,13 +26,14 @@ def table_lock(table: str, wait_s: float = 0.0) -> Iterator[socket.socket]:
     socket, however they end: unix(7). The socket is yielded so that a child can be given it, and so outlast its parent.
     """
     address = f"\0natctl/{table}"
-    deadline = time.monotonic() + wait_s
+    began = time.monotonic()
     with contextlib.ExitStack() as stack:
         while (holder := _bound(address)) is None:
-            left = deadline - time.monotonic()
+            pid = _holder_of(address)
+            left = began + (wait_s if _is_running(pid) else max(wait_s, ENDING_WITHIN_S)) - time.monotonic()
             if left <= 0:
-                raise LockHeld("lock table", f"held by {_holder_of(address)}", table)
-            _wait_for_end(address, left)
+                raise LockHeld("lock table", f"held by process {pid}", table)
+            _wait_for_end(address, min(left, _LOOK_EVERY_S))
         stack.enter_context(holder)
         holder.listen()
         yield holder
@@ -67,13 +71,21 @@ def _wait_for_end(address: str, at_most_s: float) -> None:
             time.sleep(min(_AGAIN_AFTER_S, at_most_s))
 
 
-def _holder_of(address: str) -> str:
-    """Return who holds the lock, as far as the kernel tells."""
+def _holder_of(address: str) -> int:
+    """Return the process that took the lock; 0 for one that just ended, or that this process cannot see."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asker:
         try:
             asker.settimeout(1)
             asker.connect(address)
-            pid, _ = peer_credentials(asker)
+            return peer_credentials(asker)[0]
         except OSError:
-            return "a process that just ended"
-    return f"process {pid}"
+            return 0
+
+
+def _is_running(pid: int) -> bool:
+    """Tell whether a process has not ended; one that waits to be buried has."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in "ZX"

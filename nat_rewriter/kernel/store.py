@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from nat_rewriter.errors import StateError
 
 SYSTEM_DIRECTORY = Path("/var/lib/natctl")
+DRAFT_AGE_S = 3600.0  # no writer takes that long
 _WRITE, _READ = "write state", "read state"
 
 
@@ -63,6 +65,13 @@ def remove_files(paths: Iterable[Path]) -> None:
     for path in paths:
         with _told(_WRITE, path), contextlib.suppress(FileNotFoundError):
             path.unlink()
+
+
+def remove_drafts(directory: Path) -> None:
+    """Remove what writers that were killed left in a directory."""
+    old = time.time() - DRAFT_AGE_S
+    with _told(_WRITE, directory), contextlib.suppress(FileNotFoundError):
+        remove_files(path for path in directory.glob(".*") if path.stat().st_mtime < old)
 
 
 def _write_through(path: Path, content: bytes) -> None:
