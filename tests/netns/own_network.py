@@ -33,8 +33,7 @@ def own_network(*addresses: str) -> Iterator[None]:
             run("ip link set lo up")
             for address in addresses:
                 run(f"ip address add {address} dev lo" + (" nodad" if ":" in address else ""))
-            for address in addresses:
-                _wait_reachable(address.partition("/")[0])
+            _wait_for_routes([address.partition("/")[0] for address in addresses if ":" in address])
             yield
         finally:
             assert _libc.setns(before, CLONE_NEWNET) == 0
@@ -42,13 +41,13 @@ def own_network(*addresses: str) -> Iterator[None]:
         os.close(before)
 
 
-def _wait_reachable(address: str) -> None:
-    """Wait for the route to an address of our own: for IPv6 the kernel makes it a moment later."""
-    deadline = time.monotonic() + 10
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        while probe.connect_ex((address, 9)) != 0:
-            assert time.monotonic() < deadline, f"{address} is not reachable"
-            time.sleep(0.001)
+def _wait_for_routes(addresses: list[str]) -> None:
+    """Wait until the kernel takes IPv6 addresses for its own: it does so a moment after they were added."""
+    deadline = time.monotonic() + 30
+    while addresses:
+        routes = run("ip -6 route show table local")
+        addresses = [address for address in addresses if f"local {address} " not in routes]
+        assert time.monotonic() < deadline, f"no local route to {addresses}"
 
 
 def set_sysctl(name: str, value: int) -> None:
