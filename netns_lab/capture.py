@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -16,15 +16,18 @@ _ETH_P_ALL = 0x0003
 _ETHERNET = 14
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _ICMP_ECHO = {1: (8, 0), 58: (128, 129)}
+_TCP_HEADER = 20
+_END, _NOP, _TIMESTAMP = 0, 1, 8
 SYN = 0x02
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet: its tuple (for an echo, ``sport`` and ``dport`` are the id), and for TCP the flags."""
+    """One packet: its tuple (for an echo, both ports are the id); for TCP flags, and whether it has a timestamp."""
 
     tuple: FlowTuple
     flags: int = 0
+    timestamp: bool = False
 
 
 class Capture:
@@ -103,4 +106,15 @@ def _transport(number: int, source: Address, destination: Address, payload: byte
     if protocol not in ("tcp", "udp"):
         return None
     sport, dport = struct.unpack_from("!HH", payload)
-    return Packet(FlowTuple(protocol, source, sport, destination, dport), payload[13] if protocol == "tcp" else 0)
+    flow = FlowTuple(protocol, source, sport, destination, dport)
+    if protocol == "udp":
+        return Packet(flow)
+    return Packet(flow, payload[13], _TIMESTAMP in _options(payload[_TCP_HEADER : (payload[12] >> 4) * 4]))
+
+
+def _options(options: bytes) -> Iterator[int]:
+    """Yield the kind of each TCP option."""
+    place = 0
+    while place < len(options) and (kind := options[place]) != _END:
+        yield kind
+        place += 1 if kind == _NOP else max(2, options[place + 1])

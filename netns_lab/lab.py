@@ -113,12 +113,24 @@ class Lab:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def config(
-        self, *, coexist: str = "confine", guard: str = "drop", spread: str | None = None, extra: str = ""
-    ) -> Path:
-        """Write a configuration for the slices and clients of this lab; return its path, which ends with the lab."""
+        self, *, coexist: str = "confine", guard: str = "drop", spread: str | None = None, slice_keys: str = "",
+        snat_keys: str = "", extra: str = "",
+    ) -> Path:  # fmt: skip
+        """Write a configuration for the slices and clients of this lab; return its path, which ends with the lab.
+
+        ``slice_keys`` and ``snat_keys`` are lines for each ``[[slice]]`` and ``[[snat]]``; ``extra`` comes at the end.
+        """
+        text = config_text(
+            self.slices, coexist=coexist, guard=guard, spread=spread, slice_keys=slice_keys, snat_keys=snat_keys,
+            extra=extra,
+        )  # fmt: skip
+        return self.config_file(text)
+
+    def config_file(self, text: str) -> Path:
+        """Write a configuration; return its path, which ends with the lab."""
         directory = self._resources.enter_context(tempfile.TemporaryDirectory(prefix=f"natctl-lab-{self.name}-"))
         path = Path(directory, "natctl.toml")
-        path.write_text(config_text(self.slices, coexist=coexist, guard=guard, spread=spread, extra=extra))
+        path.write_text(text)
         return path
 
     def leaks(self) -> upstream.Leaks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from nat_rewriter.errors import UsageError
 from netns_lab.lab import Lab
 from netns_lab.narrator import Narrator
+from netns_lab.scenarios import GROUPS
+from netns_lab.settings import DEFAULT_SLICES, parse_slices
 from netns_lab.stage import Stage
 
 Play = Callable[[Stage], None]
@@ -18,42 +19,53 @@ Play = Callable[[Stage], None]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A story: its name, one line about it, what happens, and the lab it needs."""
+    """A story: its name, one line about it, what happens, the lab it needs, and what it is grouped with."""
 
     name: str
     summary: str
     play: Play
     lab_options: dict[str, Any]
+    group: str = ""
 
     def run(self, narrator: Narrator, lab: Lab | None = None) -> None:
         """Play it in a lab of its own, or in one that stands; NotAsExpected where it goes otherwise than it says."""
         narrator.begin(self.name, self.summary)
         if lab is not None:
+            self._check_fit(lab)
             self.play(Stage(lab, narrator))
             return
         with Lab(**self.lab_options) as own:
             self.play(Stage(own, narrator))
+
+    def _check_fit(self, lab: Lab) -> None:
+        """Raise UsageError when a lab that stands lacks the slices or clients that the story is about."""
+        clients = self.lab_options.get("clients", 1)
+        slices = self.lab_options.get("slices", DEFAULT_SLICES)
+        if lab.clients < clients or lab.slices != parse_slices(slices):
+            options = "".join(f" --slice {spec}" for spec in slices if slices != DEFAULT_SLICES)
+            options += f" --clients {clients}" if clients > 1 else ""
+            raise UsageError("run scenario", f"expected a lab made by natctl lab up{options} for it", self.name)
 
 
 _REGISTERED: dict[str, Scenario] = {}
 
 
 def scenario(name: str, summary: str, **lab_options: Any) -> Callable[[Play], Play]:
-    """Register a function as a scenario; ``lab_options`` are those of :class:`netns_lab.lab.Lab`."""
+    """Register a function as a scenario of its module's group; ``lab_options`` are those of a Lab."""
 
     def register(play: Play) -> Play:
-        _REGISTERED[name] = Scenario(name, summary, play, lab_options)
+        module = play.__module__.rpartition(".")[2]
+        _REGISTERED[name] = Scenario(name, summary, play, lab_options, GROUPS[module])
         return play
 
     return register
 
 
 def list_scenarios() -> list[Scenario]:
-    """Return all scenarios, in the order of their names."""
-    package = importlib.import_module("netns_lab.scenarios")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
-    return [_REGISTERED[name] for name in sorted(_REGISTERED)]
+    """Return all scenarios, group by group."""
+    for module in GROUPS:
+        importlib.import_module(f"netns_lab.scenarios.{module}")
+    return list(_REGISTERED.values())
 
 
 def get_scenario(name: str) -> Scenario:

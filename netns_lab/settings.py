@@ -34,18 +34,25 @@ def _port_range(text: str) -> PortRange:
     return PortRange(int(first), int(last or first))
 
 
-def config_text(slices: Sequence[Slice], *, coexist: str, guard: str, spread: str | None, extra: str) -> str:
-    """Return a natctl.toml in which the clients share all slices of their IP version; ``extra`` is added at the end."""
+def config_text(
+    slices: Sequence[Slice], *, coexist: str, guard: str, spread: str | None = None, slice_keys: str = "",
+    snat_keys: str = "", extra: str = "",
+) -> str:  # fmt: skip
+    """Return a natctl.toml in which the clients share all slices of their IP version.
+
+    ``slice_keys`` and ``snat_keys`` are lines for each ``[[slice]]`` and ``[[snat]]``; ``extra`` is added at the end.
+    """
     lines = ["version = 1", "", "[controller]", f'coexist = "{coexist}"', f'guard = "{guard}"']
     for piece in slices:
         ports = ", ".join(f'"{ports}"' for ports in piece.ranges)
         protocols = ", ".join(f'"{protocol.value}"' for protocol in piece.protocols)
         lines += ["", "[[slice]]", f'name = "{piece.name}"', f'address = "{piece.address}"']
-        lines += [f"ports = [{ports}]", f"protocols = [{protocols}]"]
+        lines += [f"ports = [{ports}]", f"protocols = [{protocols}]", *slice_keys.splitlines()]
     for version in (4, 6):
         names = [f'"{piece.name}"' for piece in slices if piece.address.version == version]
         if names:
             lines += ["", "[[snat]]", f'name = "clients-ipv{version}"', f'iifname = "{CLIENT_LINK}"']
             lines += [f'source = ["{CLIENT_NETWORKS[version]}"]', f"slices = [{', '.join(names)}]"]
             lines += [f'spread = "{spread}"'] if spread else []
+            lines += snat_keys.splitlines()
     return "\n".join(lines) + "\n" + (f"\n{extra.strip()}\n" if extra else "")

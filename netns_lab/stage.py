@@ -6,9 +6,10 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nat_rewriter.errors import EXIT_DONE, EXIT_FOUND, NatctlError
@@ -22,6 +23,9 @@ from netns_lab.topology import DOWNLINK, SERVER, SERVER_6, SOFT_ADDRESS, SOFT_AD
 
 SLICE = PortRange(9000, 9009)
 TCP_PORT, UDP_PORT = 443, 53
+# What connect() or send() says when the tuple is taken; and how soon is at once.
+REFUSAL = {"tcp": "Connection refused", "udp": "Operation not permitted"}
+AT_ONCE_S = 0.5
 
 
 class NotAsExpected(NatctlError):
@@ -39,6 +43,19 @@ class Outside:
 
     def __str__(self) -> str:
         return f"outside {self.range}"
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Expected: a number of one of several ranges."""
+
+    ranges: tuple[PortRange, ...]
+
+    def __contains__(self, number: object) -> bool:
+        return any(number in ports for ports in self.ranges)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.ranges))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +79,7 @@ class LocalApp:
     port: int
     works: bool
     error: str
+    seconds: float
     wire_port: int | None
 
     @property
@@ -102,18 +120,38 @@ class Stage:
         self._narrator.say(text)
 
     def expect(self, what: str, saw: object, expected: object = True) -> None:
-        """Compare what was seen with what was expected: a value, a PortRange or Outside; raise when it differs."""
-        among = isinstance(expected, PortRange | Outside | frozenset)
+        """Compare what was seen with a value, a PortRange, Within or Outside; raise when it is something else."""
+        among = isinstance(expected, PortRange | Within | Outside)
         met = saw in expected if among else saw == expected  # type: ignore[operator]
         self._narrator.observe(Observation(self._step, what, _text(expected), _text(saw), met))
         if not met:
             raise NotAsExpected(self._step, f"{what}: expected {_text(expected)}, saw {_text(saw)}")
 
-    def apply(self, *, coexist: str, guard: str = "off", extra: str = "") -> None:
-        """Configure the egress host for all slices of the lab: ``natctl apply``."""
-        self._config = self.lab.config(coexist=coexist, guard=guard, extra=extra)
-        self._narrator.command(f"natctl apply --config natctl.toml   # coexist = {coexist}, guard = {guard}")
-        self.lab.natctl("apply", "--config", self._config, expect=EXIT_DONE)
+    def apply(
+        self, *, coexist: str, guard: str = "off", slice_keys: str = "", snat_keys: str = "", extra: str = ""
+    ) -> None:
+        """Configure the egress host for all slices and clients of the lab: ``natctl apply``.
+
+        ``slice_keys`` and ``snat_keys`` are lines for each ``[[slice]]`` and ``[[snat]]``; ``extra`` comes at the end.
+        """
+        keys = {"slice_keys": slice_keys, "snat_keys": snat_keys, "extra": extra}
+        self._apply(
+            self.lab.config(coexist=coexist, guard=guard, **keys),
+            f"coexist = {coexist}, guard = {guard}",
+            keys.values(),
+        )
+
+    def apply_text(self, text: str) -> None:
+        """Configure the egress host with a whole configuration: ``natctl apply``."""
+        self._apply(self.lab.config_file(text), "which says:", [text])
+
+    def _apply(self, config: Path, remark: str, told: Iterable[str]) -> None:
+        self._config = config
+        self._narrator.command(f"natctl apply --config natctl.toml   # {remark}")
+        for line in "\n".join(told).splitlines():
+            if line:
+                self._narrator.say(f"  {line}")
+        self.lab.natctl("apply", "--config", config, expect=EXIT_DONE)
 
     def remove(self) -> None:
         """Take natctl's state out of the egress host: ``natctl remove``."""
@@ -167,7 +205,34 @@ class Stage:
             raise NatctlError("start the local application", process.stderr.read().strip())
         said = json.loads(line)
         wire_port = self.wire_port(protocol, server, after=seen)
-        return LocalApp(process, said["port"], said["works"], said["error"], wire_port)
+        return LocalApp(process, wire_port=wire_port, **said)
+
+    def flows(self, *filters: str, told: bool = True) -> list[dict[str, Any]]:
+        """Return what ``natctl flows`` lists, with filters as on its command line."""
+        if told:
+            self._narrator.command(" ".join(["natctl flows --config natctl.toml", *filters]))
+        outcome = self.lab.natctl("flows", "--json", "--config", self._config, *filters, expect=EXIT_DONE)
+        listed: list[dict[str, Any]] = outcome.lines()
+        return listed
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``natctl status`` shows."""
+        self._narrator.command("natctl status --config natctl.toml")
+        outcome = self.lab.natctl("status", "--json", "--config", self._config)
+        if outcome.exit_code not in (EXIT_DONE, EXIT_FOUND):
+            raise NatctlError("natctl status", outcome.stderr.strip() or f"exit code {outcome.exit_code}")
+        shown: dict[str, Any] = outcome.json()
+        return shown
+
+    def strays(self) -> list[dict[str, Any]]:
+        """Return what the guard caught, as ``natctl status`` lists it."""
+        strays: list[dict[str, Any]] = self.status()["strays"]
+        for stray in strays:
+            ends = [
+                f"{stray['tuple'][end]}:{stray['tuple'][port]}" for end, port in (("src", "sport"), ("dst", "dport"))
+            ]
+            self._narrator.say(f"stray {stray['protocol']} {' -> '.join(ends)} packets={stray['packets']}")
+        return strays
 
     def wire_port(self, protocol: str, server: str = SERVER, *, after: int = 0) -> int | None:
         """Return the source port, or echo id, of the first packet to the server after so many captured; None if none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -118,8 +119,7 @@ def run(names: tuple[str, ...], listing: bool, every: bool, standing_lab: str | 
     from netns_lab.scenario import get_scenario, list_scenarios
 
     if listing:
-        for each in list_scenarios():
-            click.echo(f"{each.name:<24} {each.summary}")
+        _print_groups(list_scenarios())
         return EXIT_DONE
     chosen = list_scenarios() if every else [get_scenario(name) for name in names]
     if not chosen:
@@ -191,6 +191,13 @@ def _whose(owner: Any) -> str:
     if owner is None:
         return "up"
     return f"kept by process {owner.pid}" if owner.alive() else f"left behind by process {owner.pid}"
+
+
+def _print_groups(scenarios: list[Scenario]) -> None:
+    for group, members in itertools.groupby(scenarios, key=lambda each: each.group):
+        click.secho(group, bold=True)
+        for each in members:
+            click.echo(f"  {each.name:<22} {each.summary}")
 
 
 def _narrator(as_json: bool) -> Narrator:

@@ -1,1 +1,12 @@
-"""The scenarios of ``natctl lab run``; every module here is loaded, and registers its own."""
+"""The scenarios of ``natctl lab run``: each module is a group of them, and registers its own."""
+
+GROUPS = {
+    "collisions": "A NAT flow and a local socket want the same tuple",
+    "claims": "How long a tuple is refused",
+    "split": "Ports for sockets, ports for rewriting",
+    "guard": "What must not leave the host",
+    "ports": "How NAT finds a port",
+    "ranges": "Slices of several ranges",
+    "rules": "Which packets are rewritten, and where to",
+    "changes": "What is established stays",
+}

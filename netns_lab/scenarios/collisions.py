@@ -1,8 +1,8 @@
 """A NAT flow holds a port of the slice; then a local socket wants the same port to the same server."""
 
 from netns_lab.scenario import scenario
-from netns_lab.stage import SLICE, Outside, Stage
-from netns_lab.topology import SERVER, SERVER_6
+from netns_lab.stage import AT_ONCE_S, REFUSAL, SLICE, Outside, Stage
+from netns_lab.topology import CLIENT, SERVER, SERVER_6
 
 
 @scenario("collision-tcp-off", "without protection a local TCP connection leaves the slice, unnoticed, and hangs")
@@ -33,6 +33,41 @@ def udp_confine(stage: Stage) -> None:
 def ipv6_confine(stage: Stage) -> None:
     """Show the answer for TCP over IPv6."""
     collide_confined(stage, "tcp", SERVER_6)
+
+
+@scenario("collision-tcp-refuse", "with refuse the local TCP connection fails at once, and wins with another port")
+def tcp_refuse(stage: Stage) -> None:
+    """Show the refusal for TCP."""
+    collide_refused(stage, "tcp", SERVER)
+
+
+@scenario("collision-udp-refuse", "with refuse the first UDP datagram fails at once, and another port works")
+def udp_refuse(stage: Stage) -> None:
+    """Show the refusal for UDP."""
+    collide_refused(stage, "udp", SERVER)
+
+
+@scenario("ipv6-refuse", "refuse tells sockets of an IPv6 slice as well")
+def ipv6_refuse(stage: Stage) -> None:
+    """Show the refusal for TCP over IPv6."""
+    collide_refused(stage, "tcp", SERVER_6)
+
+
+@scenario("socket-first", "a connected local socket keeps its port: NAT takes another for the client")
+def socket_first(stage: Stage) -> None:
+    """A client whose own port is 9000 would keep it, were it free."""
+    with stage.step("A local socket connects from port 9000"):
+        stage.apply(coexist="confine", guard="drop")
+        local = stage.local_app(9000)
+        stage.expect("the local socket gets an answer", local.works)
+        stage.expect("port that the upstream sees", local.wire_port, 9000)
+    with stage.step("A client connects to the same server, from port 9000 of its own"):
+        flow = stage.client_flow(src=(CLIENT, 9000))
+        stage.expect("the client gets an answer", flow.works)
+        stage.expect("port that NAT gave the client", flow.wire_port, SLICE)
+        stage.expect("which is another one", flow.wire_port != 9000)
+    with stage.step("natctl finds nothing wrong"):
+        stage.check()
 
 
 def collide_unprotected(stage: Stage, protocol: str) -> None:
@@ -71,3 +106,28 @@ def collide_confined(stage: Stage, protocol: str, server: str) -> None:
         (finding,) = stage.check("port-remapped")
         stage.expect("victim's process id", finding["victim"]["pid"], local.pid)
         stage.expect("port on the wire", finding["wire_sport"], local.wire_port)
+
+
+def collide_refused(stage: Stage, protocol: str, server: str) -> None:
+    """Let a local socket collide with a NAT flow, be told, and choose another port."""
+    with stage.step("A slice is shared with coexist = refuse"):
+        stage.apply(coexist="refuse", guard="drop")
+        flow = stage.client_flow(protocol, server=server)
+        stage.expect("port that NAT gave the client", flow.wire_port, SLICE)
+        taken = flow.wire_port or 0
+    with stage.step(f"A local socket binds port {taken} too, and talks to the same server"):
+        local = stage.local_app(taken, protocol, server=server)
+        stage.expect("what the local socket is told", local.error, REFUSAL[protocol])
+        stage.expect("at once", local.seconds < AT_ONCE_S)
+        stage.expect("port that the upstream sees", local.wire_port, None)
+        local.end()
+    with stage.step("It tries the next port"):
+        other = SLICE.first + (taken + 1 - SLICE.first) % len(SLICE)
+        local = stage.local_app(other, protocol, server=server)
+        stage.expect("the local socket gets an answer", local.works)
+        stage.expect("port that getsockname() says", local.port, other)
+        stage.expect("port that the upstream sees", local.wire_port, other)
+        stage.expect("the client still gets answers", flow.talks())
+        stage.expect("packets that left the slice", stage.lab.leaks().total, 0)
+    with stage.step("natctl finds nothing wrong"):
+        stage.check()

@@ -79,7 +79,7 @@ def test_slices_and_clients_can_be_chosen(natctl_lab: Run, name: str) -> None:
     [
         (("down", "nosuch"), 1, "find lab: there is none of that name, natctl lab up makes one: 'nosuch'"),
         (("shell", "--name", "nosuch"), 1, "find lab"),
-        (("run", "nosuch"), 2, "expected one of collision-tcp-confine"),
+        (("run", "nosuch"), 2, "expected one of collision-tcp-off"),
         (("run",), 2, "expected a name, --every or --list"),
         (("run", "dnat", "--in", "nosuch"), 1, "find lab"),
         (("up", "--name", "a/b"), 2, "expected a name of letters"),
@@ -96,6 +96,21 @@ def test_a_second_lab_of_the_same_name_is_refused(natctl_lab: Run, name: str) ->
     done = natctl_lab("up", "--name", name)
     assert (done.returncode, "of that name already" in done.stderr) == (1, True)
     assert natctl_lab("shell", "--name", name, "--", "true").returncode == 0
+
+
+def test_a_lab_that_lacks_what_a_scenario_is_about_is_refused(natctl_lab: Run, name: str) -> None:
+    natctl_lab("up", "--name", name)
+    done = natctl_lab("run", "icmp-ids", "--in", name)
+    assert (done.returncode, "made by natctl lab up --clients 3 for it: 'icmp-ids'" in done.stderr) == (2, True)
+    done = natctl_lab("run", "spread-flow", "--in", name)
+    assert "natctl lab up --slice 198.51.100.10:9000-9099," in done.stderr
+
+
+def test_scenarios_are_listed_in_groups(natctl_lab: Run) -> None:
+    lines = natctl_lab("run", "--list").stdout.splitlines()
+    assert lines[0] == "A NAT flow and a local socket want the same tuple"
+    assert lines[1].split()[0] == "collision-tcp-off"
+    assert all(len(line) <= 140 for line in lines)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import pkgutil
 
 import pytest
 
-from netns_lab import Lab
+from nat_rewriter.model.slices import PortRange
+from netns_lab import Lab, scenarios
 from netns_lab.demo import DEMO
 from netns_lab.narrator import JsonNarrator, Observation, PlainNarrator
 from netns_lab.scenario import Scenario, get_scenario, list_scenarios
-from netns_lab.stage import SLICE, NotAsExpected, Outside, Stage
+from netns_lab.stage import SLICE, NotAsExpected, Outside, Stage, Within
 
 
 @pytest.mark.parametrize("scenario", [*list_scenarios(), DEMO], ids=lambda scenario: scenario.name)
@@ -46,8 +48,16 @@ def test_expectations_are_values_ranges_or_what_lies_outside(lab: Lab) -> None:
     stage = Stage(lab, PlainNarrator(io.StringIO()))
     stage.expect("port", 9000, SLICE)
     stage.expect("port", 63346, Outside(SLICE))
+    stage.expect("port", 9101, Within((SLICE, PortRange(9100, 9101))))
     stage.expect("port", None, None)
-    for saw, expected in ((9010, SLICE), (None, SLICE), (9000, Outside(SLICE)), (None, Outside(SLICE)), (0, False + 1)):
+    for saw, expected in (
+        (9010, SLICE),
+        (9010, Within((SLICE,))),
+        (None, SLICE),
+        (9000, Outside(SLICE)),
+        (None, Outside(SLICE)),
+        (0, False + 1),
+    ):
         with pytest.raises(NotAsExpected):
             stage.expect("port", saw, expected)
 
@@ -63,6 +73,12 @@ def test_what_was_expected_is_told_where_it_differs_from_what_was_seen() -> None
         "  ok   port: 9000",
         "  FAIL port: 63346  (expected: 9000-9009)",
     ]
+
+
+def test_every_module_of_scenarios_is_a_group_that_has_some() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(scenarios.__path__)}
+    assert modules == set(scenarios.GROUPS)
+    assert {each.group for each in list_scenarios()} == set(scenarios.GROUPS.values())
 
 
 def test_every_scenario_has_a_name_for_the_command_line() -> None:
