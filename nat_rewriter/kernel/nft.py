@@ -218,5 +218,9 @@ def _raise_for(operation: str, answer: Mapping[str, Any]) -> None:
         raise PermissionNeeded(operation, "CAP_NET_ADMIN")
     if "Protocol not supported" in told or "cache initialization failed: Invalid argument" in told:
         raise UnsupportedFeature("nf_tables", "a kernel with CONFIG_NF_TABLES", told.splitlines()[0])
+    if "Message too long" in told:
+        # SO_SNDBUFFORCE: only CAP_NET_ADMIN of the initial user namespace gets a buffer beyond net.core.wmem_max.
+        needs = "CAP_NET_ADMIN outside of user namespaces, or a larger net.core.wmem_max"
+        raise UnsupportedFeature("transaction of this size", needs, "a smaller socket buffer")
     first_lines = "; ".join(told.splitlines()[:2])
     raise NftError(operation, errno.EINVAL, first_lines or "refused without a word")
