@@ -115,9 +115,8 @@ def large_config() -> str:
 
 
 @pytest.mark.parametrize("verb", [("render",), ("apply", "--dry-run"), ("apply", "-v"), ("apply", "--json")])
-def test_a_reader_that_goes_away(verb: tuple[str, ...], lab: Lab, tmp_path: Path) -> None:
-    path = tmp_path / "large.toml"
-    path.write_text(large_config())
+def test_a_reader_that_goes_away(verb: tuple[str, ...], lab: Lab) -> None:
+    path = lab.config()
     with lab.egress.enter():
         reading, writing = os.pipe()
         os.close(reading)
