@@ -69,6 +69,15 @@ class Explanation:
     soft: frozenset[Address]
     wire: FlowTuple | None = None
 
+    @property
+    def another_socket(self) -> tuple[str, ...]:
+        """The errors that a further socket gets from the sockets there are, before any packet is sent."""
+        if not self.sockets:
+            return ()
+        connected = self.sockets[0].protocol == "tcp" and not self.sockets[0].peerless
+        # With SO_REUSEADDR on both, bind() works and the 4-tuple decides.
+        return ("EADDRINUSE from bind()", "EADDRNOTAVAIL from connect()") if connected else ("EADDRINUSE from bind()",)
+
     def flow_type(self, flow: Flow) -> str:
         """Return local-flow, nat-flow, or flow for an entry that has nothing to do with the slices."""
         if flow.original.src in self.soft:

@@ -40,9 +40,11 @@ def _beginning(passage: Passage) -> str:
 
 
 def _with_nat(passage: Passage, chains: Sequence[BaseChain]) -> Sequence[BaseChain]:
-    """Return the chains, and the kernel's NAT where an entry may translate and no chain stands for it."""
+    """Return the chains, and the kernel's NAT where an entry translates and no chain stands for it."""
     there = any(chain.type == "nat" and chain.hook == "prerouting" for chain in chains)
-    return chains if there or passage.entry is None else [*chains, _NAT]
+    if there or passage.entry is None or passage.translated.dst == passage.now.dst:
+        return chains
+    return [*chains, _NAT]
 
 
 def _pass_hook(passage: Passage, hook: str, chains: Sequence[BaseChain]) -> None:

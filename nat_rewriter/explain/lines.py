@@ -121,6 +121,8 @@ def _holders(one: Explanation) -> Iterator[Line]:
         yield _plain(f"  {_flow_text(one, flow)}")
     for socket in one.sockets:
         yield _plain(f"  {_socket_text(socket)}")
+    if one.another_socket:
+        yield _plain(f"    another socket gets {' or '.join(one.another_socket)}", Style.DIM)
     if asked.claim:
         left = "" if asked.claim.expires_s is None else f", {asked.claim.expires_s} s left"
         yield _plain(f"  a claim of rewriting{left}")
@@ -166,8 +168,7 @@ def _ranges(one: Explanation) -> Iterator[Line]:
         chosen = target.ports == one.target.ports and target.slice == one.target.slice if one.target else False
         room = ""
         if chosen and one.port:
-            ending = f", {one.port.ending} of the others held by flows that are over" if one.port.ending else ""
-            room = f": {one.port.free} of {len(one.port.ports)} free to the destination{ending}"
+            room = f": {one.port.room}"
         share = f" ({float(target.share):.0%} of its flows)" if len(one.targets) > 1 else ""
         style = Style.GOOD if chosen else Style.DIM if one.target else Style.PLAIN
         yield _plain(f"    {'→' if chosen else ' '} {_target_text(target)}{share}{room}", style)
@@ -196,7 +197,9 @@ def _target_text(target: Target) -> str:
 def _modes(one: Explanation) -> Iterator[Line]:
     wanted = one.configured.socket.wanted
     wire = one.subject.kind is Kind.WIRE
-    yield from _by_mode(one, f"A local socket that wants {wanted.source} -> {wanted.destination}", _SOCKET)
+    expected = not wire and one.wire is None and wanted != one.subject.packet.tuple
+    then = "what this flow will have, as " if expected else ""
+    yield from _by_mode(one, f"A local socket that wants {then}{wanted.source} -> {wanted.destination}", _SOCKET)
     yield from _by_mode(one, "A forwarded flow that wants it" if wire else "A forwarded packet", _FORWARDED)
     if wire:
         yield from _by_mode(one, "An unsolicited packet to it", _INBOUND)

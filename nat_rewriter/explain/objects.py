@@ -47,6 +47,7 @@ def _holders(one: Explanation) -> dict[str, Any]:
         {
             "flows": None if asked.flows is None else [_flow(one, flow) for flow in one.flows],
             "sockets": None if asked.sockets is None else [_socket(each) for each in one.sockets],
+            "another_socket": list(one.another_socket) or None,
             "claim": without_absent({"timeout_s": claim.timeout_s, "expires_s": claim.expires_s}) if claim else None,
         }
     )

@@ -9,7 +9,8 @@ from nat_rewriter.explain.journey import travel
 from nat_rewriter.explain.matching import Target, rewriting_into
 from nat_rewriter.explain.modes import in_mode
 from nat_rewriter.explain.passage import Fate, Outcome, Passage
-from nat_rewriter.explain.situation import Packet, Situation
+from nat_rewriter.explain.ports import room_text
+from nat_rewriter.explain.situation import Packet, Situation, is_ending
 from nat_rewriter.explain.stations import is_owned
 from nat_rewriter.model.flows import Flow, Origin, Status
 from nat_rewriter.model.policy import Coexist, Policy, SnatRule
@@ -106,7 +107,8 @@ def _taking(packet: Packet, situation: Situation, rule: SnatRule, target: Target
     wanted = packet.tuple
     place = f"slice {target.slice.name}, {target.address} {target.ports}"
     taken = situation.ports_taken(wanted, target.address, target.ports)
-    free = f"{len(target.ports) - len(taken)} of {len(target.ports)} free to {wanted.destination}"
+    room = room_text(len(target.ports), len(target.ports) - len(taken), sum(map(is_ending, taken.values())))
+    free = f"{room} (to {wanted.destination})"
     if wanted.sport in taken:
         return Fate.AVOIDS, f"[[snat]] {rule.name} rewrites into {place}, and passes over what is held: {free}"
     if situation.sockets_of(wanted):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, replace
 
-from nat_rewriter.explain.situation import Packet, Situation
+from nat_rewriter.explain.situation import Packet, Situation, is_over
 from nat_rewriter.model.flows import Flow, Origin
 from nat_rewriter.model.policy import Policy, SnatRule
 from nat_rewriter.model.slices import PortRange
@@ -71,6 +71,7 @@ class Outcome:
 class Passage:
     """A packet on its way. ``candidate``: it stands for any client's packet that this rule rewrites into the tuple.
 
+    ``ended_entry`` is one of a connection that is over: it makes way for the packet.
     ``ports`` are the ranges of which its source port is one; one port is a range too.
     """
 
@@ -81,6 +82,7 @@ class Passage:
     candidate: SnatRule | None = None
     now: FlowTuple = field(init=False)
     entry: Flow | None = field(init=False)
+    ended_entry: Flow | None = field(init=False, default=None)
     ports: tuple[PortRange, ...] = field(init=False)
     steps: list[Step] = field(init=False, default_factory=list)
     fate: Fate = field(init=False, default=Fate.UNCHANGED)
@@ -90,6 +92,8 @@ class Passage:
     def __post_init__(self) -> None:
         self.now = self.packet.tuple
         self.entry = None if self.candidate else self.situation.entry_of(self.now)
+        if self.entry is not None and self.entry.original == self.now and is_over(self.entry):
+            self.situation, self.ended_entry, self.entry = self.situation.without(self.entry), self.entry, None
         self.ports = (PortRange(self.now.sport, self.now.sport),)
 
     @property

@@ -10,6 +10,8 @@ from nat_rewriter.explain.situation import Situation, is_ending
 from nat_rewriter.model.slices import Address, PortRange
 from nat_rewriter.model.tuples import FlowTuple
 
+MOST_TRIED = 128  # ports of a range that the kernel tries one after the other before it picks by chance
+
 
 class Choice(enum.Enum):
     """How a port is found."""
@@ -32,6 +34,19 @@ class PortChoice:
     ports: PortRange
     free: int
     ending: int
+
+    @property
+    def room(self) -> str:
+        """How much of the range is free, in words."""
+        return room_text(len(self.ports), self.free, self.ending)
+
+
+def room_text(size: int, free: int, ending: int = 0) -> str:
+    """Return how much of a range is free in words: ``19 of 20 free``, and what else there is to say of it."""
+    more = [f"{ending} held by flows that are over"] if ending else []
+    # Beyond this many ports free is not findable: NF_NAT_MAX_ATTEMPTS.
+    more += ["which the kernel may not all find"] if size > MOST_TRIED and free < size // 2 else []
+    return ", ".join([f"{free} of {size} free", *more])
 
 
 def choose_port(packet: FlowTuple, address: Address, ports: PortRange, situation: Situation) -> PortChoice:

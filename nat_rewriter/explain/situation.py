@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from nat_rewriter.model.flows import TCP_STATES, Flow, Status
+from nat_rewriter.model.flows import Flow, Status
 from nat_rewriter.model.slices import Address, PortRange, Protocol
 from nat_rewriter.model.sockets import Owner
 from nat_rewriter.model.tuples import FlowTuple
 
-_ENDED = frozenset(TCP_STATES[TCP_STATES.index("TIME_WAIT") :])
+_ENDED = frozenset({"TIME_WAIT", "CLOSE"})
 PROTOCOLS = {"tcp": Protocol.TCP, "udp": Protocol.UDP, "icmp": Protocol.ICMP, "icmpv6": Protocol.ICMP}
 
 
@@ -109,6 +109,10 @@ class Situation:
             and answer.dport in ports
         }
 
+    def without(self, flow: Flow) -> Situation:
+        """Return the same without one entry."""
+        return replace(self, flows=tuple(one for one in self.flows or () if one is not flow))
+
     def mappings_of(self, wanted: FlowTuple, address: Address) -> list[int]:
         """Return the ports of an address that other flows of the same source and port were given."""
         source = (wanted.protocol, wanted.src, wanted.sport)
@@ -140,9 +144,14 @@ class Situation:
         return {flow.reply: flow for flow in flows} | {flow.original: flow for flow in flows}
 
 
+def is_over(flow: Flow) -> bool:
+    """Tell whether a TCP connection has ended, so that a SYN with its tuple begins a new entry: RFC 1122, 4.2.2.13."""
+    return flow.state in _ENDED
+
+
 def is_ending(flow: Flow) -> bool:
     """Tell whether the kernel may end a NAT flow early for one that needs its port: nf_nat_may_kill()."""
-    return flow.state in _ENDED and Status.SRC_NAT in flow.status
+    return is_over(flow) and Status.SRC_NAT in flow.status
 
 
 def is_rewritten(flow: Flow) -> bool:

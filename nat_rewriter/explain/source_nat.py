@@ -142,7 +142,7 @@ def _unruled(passage: Passage, why: str) -> Account:
     chosen = choose_port(passage.now, passage.now.src, anywhere, passage.situation)
     _take(passage, passage.now.src, chosen)
     word = "id" if passage.now.has_echo_id else "port"
-    text = f"{why}, and {word} {passage.packet.tuple.sport} is taken: the kernel moves it to {_place(chosen)}"
+    text = f"{why}, and {word} {passage.packet.tuple.sport} is taken: the kernel moves it to one of {anywhere}"
     passage.settle(Fate.LEAKED, text)
     return Verdict.REWRITES, text
 
@@ -156,7 +156,7 @@ def _take(passage: Passage, address: Address, chosen: PortChoice) -> None:
 
 
 def _place(chosen: PortChoice) -> str:
-    return str(chosen.port) if chosen.port is not None else f"one of {chosen.ports} ({_room(chosen)})"
+    return str(chosen.port) if chosen.port is not None else f"one of {chosen.ports} ({chosen.room})"
 
 
 def _how(chosen: PortChoice) -> str:
@@ -166,9 +166,4 @@ def _how(chosen: PortChoice) -> str:
         case Choice.REUSED:
             return f"{chosen.port}, which its source port has towards other destinations"
         case _:
-            return str(chosen.port) if chosen.port is not None else _room(chosen)
-
-
-def _room(chosen: PortChoice) -> str:
-    ending = f", {chosen.ending} held by flows that are over" if chosen.ending else ""
-    return f"{chosen.free} of {len(chosen.ports)} free{ending}"
+            return str(chosen.port) if chosen.port is not None else chosen.room

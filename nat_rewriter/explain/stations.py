@@ -20,6 +20,8 @@ def at_conntrack(passage: Passage) -> Account:
     """Tell whether the packet belongs to an entry or begins one."""
     if passage.candidate is not None:
         return Verdict.PASSES, f"a client's packet to {passage.now.destination} begins a flow"
+    if passage.ended_entry is not None:
+        return Verdict.PASSES, f"entry {passage.ended_entry.id} is over and makes way: the packet begins a flow"
     if passage.entry is None:
         return Verdict.PASSES, "no entry has this tuple: the packet begins a flow"
     passage.settle(Fate.CONTINUES, f"continues entry {passage.entry.id}")

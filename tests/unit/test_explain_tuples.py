@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import ip_address
 
 import pytest
+from explaining import ECHO, ECHO6, TCP, UDP6, flow_tuple
 
 from nat_rewriter.errors import EXIT_USAGE, UsageError
 from nat_rewriter.explain import parse_tuple
 from nat_rewriter.explain.hashing import jhash, number_of, reciprocal_scale
 from nat_rewriter.model.tuples import FlowTuple
-
-
-def flow_tuple(protocol: str, src: str, sport: int, dst: str, dport: int) -> FlowTuple:
-    return FlowTuple(protocol, ip_address(src), sport, ip_address(dst), dport)
-
-
-TCP = flow_tuple("tcp", "198.51.100.10", 9000, "203.0.113.1", 443)
-UDP6 = flow_tuple("udp", "2001:db8::1", 9000, "2001:db8::2", 53)
-ECHO = flow_tuple("icmp", "198.51.100.10", 77, "203.0.113.1", 77)
-ECHO6 = flow_tuple("icmpv6", "2001:db8::1", 77, "2001:db8::2", 77)
 
 FLOW = flow_tuple("udp", "10.0.0.2", 40000, "203.0.113.1", 53)
 FLOW6 = flow_tuple("udp", "2001:db8:10::2", 40000, "2001:db8:203::1", 53)
