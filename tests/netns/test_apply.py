@@ -111,7 +111,7 @@ def test_removing_leaves_nothing(lab: Lab) -> None:
 def test_a_namespace_can_be_named_or_given_as_a_path(lab: Lab) -> None:
     path = lab.config()
     for namespace in (lab.egress.name, f"/run/netns/{lab.egress.name}"):
-        command = [sys.executable, "-m", "nat_rewriter", "apply", "--netns", namespace, "--config", path]
+        command = [sys.executable, "-m", "nat_rewriter", "apply", "--netns", namespace, "--config", str(path)]
         lab.client.run(command)
         assert "table inet natctl" in listing(lab)
         assert lab.client.run(["nft", "list", "ruleset"]).stdout == ""

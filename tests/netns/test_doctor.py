@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from nat_rewriter.model.policy import Controller, Policy
 from netns_lab import Lab
 
 LabFactory = Callable[..., Lab]
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "doctor.md"
 
 
 def doctor(lab: Lab, *words: str | Path, expect: int | None = None) -> dict[str, Any]:
@@ -48,6 +50,16 @@ def test_a_host_that_has_everything(lab: Lab) -> None:
     assert all(check["answer"] == "yes" for check in told.values() if check["weight"] != "optional"), told
     assert set(features.FEATURES) | set(features.CAPABILITIES) <= set(told)
     assert told["socket-address 198.51.100.10"]["answer"] == "yes"
+
+
+def test_every_name_is_in_the_documentation(lab: Lab) -> None:
+    text = lab.config().read_text().replace('"confine"', '"split"')
+    lines = lab.natctl("doctor", "--json", "--config", "-", input=text, expect=0).lines()
+    rows = [line for line in DOCUMENTATION.read_text().splitlines() if line.startswith("| `")]
+    documented = {name: row for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
+    assert {line["name"] for line in lines} == documented.keys() - {"required", "recommended", "optional"}
+    for line in lines:
+        assert line["weight"] in documented[line["name"]].split("|")[2]
 
 
 def test_every_nft_form_is_a_feature_and_loads(lab: Lab) -> None:
@@ -196,9 +208,9 @@ def _read(descriptor: int) -> bytes:
 
 
 def test_what_could_not_be_tried_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
     assert {check.answer for check in features.list_features()} == {Answer.UNKNOWN}
-    monkeypatch.setattr(features.sys, "executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", "/bin/false")
     assert {check.answer for check in features.list_features()} == {Answer.UNKNOWN}
 
 
