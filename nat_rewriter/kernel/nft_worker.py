@@ -10,8 +10,10 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import struct
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import nftables
@@ -21,6 +23,7 @@ CLONE_NEWNET = 0x40000000
 SCRATCH = "--scratch"  # work in a network namespace that no one else is in, and that ends with the process
 END_WITH = "--end-with"  # followed by the process whose end is also the end of this one
 PR_SET_PDEATHSIG = 1
+UNREASONABLE = 1 << 30  # a buffer size that the kernel cuts down to what is allowed
 NO_NAMESPACE = 77  # exit status when that is not allowed here
 
 
@@ -59,6 +62,19 @@ def leave_network() -> None:
         os._exit(NO_NAMESPACE)
 
 
+def widen_send_buffers() -> None:
+    """Give the library's netlink sockets the largest send buffer that any user may have: twice net.core.wmem_max.
+
+    A transaction goes out as one message. The library itself asks for room with SO_SNDBUFFORCE alone, which needs
+    CAP_NET_ADMIN of the initial user namespace.
+    """
+    for descriptor in list(Path("/proc/self/fd").iterdir()):
+        if descriptor.is_socket():
+            with socket.socket(fileno=os.dup(int(descriptor.name))) as found:
+                if found.family == socket.AF_NETLINK:
+                    found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREASONABLE)
+
+
 def end_with(parent: int) -> None:
     """Be killed when the parent ends, but not before the kernel has finished what it is at: prctl(2)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
@@ -72,4 +88,6 @@ if __name__ == "__main__":
         end_with(int(sys.argv[sys.argv.index(END_WITH) + 1]))
     if SCRATCH in sys.argv[1:]:
         leave_network()
-    serve(Library(), sys.stdin.buffer, sys.stdout.buffer)
+    serving = Library()
+    widen_send_buffers()
+    serve(serving, sys.stdin.buffer, sys.stdout.buffer)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from nat_rewriter.kernel.lock import table_lock
 from netns_lab import Lab
 
+SO_SNDBUFFORCE = 32
 FOREIGN = """
 table ip foreign {
 	set seen {
@@ -59,7 +62,7 @@ def applied(lab: Lab, **options: str) -> Path:
 
 def test_the_first_apply_creates_and_the_second_is_up_to_date(lab: Lab) -> None:
     path = lab.config()
-    assert lab.natctl("diff", "--config", path, expect=3).stdout == "+table inet natctl\n"
+    assert lab.natctl("diff", "--config", path, expect=3).stdout.endswith("\n+table inet natctl\n")
     assert listing(lab) == ""
     first = lab.natctl("apply", "--config", path, expect=0)
     assert re.fullmatch(r"table inet natctl: created: \d+ elements added, 0 removed\n", first.stdout)
@@ -167,13 +170,20 @@ def test_a_change_of_the_configuration_is_shown_as_json(lab: Lab) -> None:
     other = lab.config(extra=DNAT.replace("10.0.0.2", "10.0.0.3"))
     found = lab.natctl("diff", "--json", "--config", other, expect=3).json()
     keys = [f"198.51.100.10 . {protocol} . 9000-9004" for protocol in ("tcp", "udp")]
+    (rule,) = found["rules"].pop("changed")
+    assert (rule["kind"], rule["name"], rule.pop("flows")) == ("dnat", "inbound", 0)
     assert found == {
         "table": "natctl",
         "action": "update",
-        "rules": [],
+        "settings": {},
+        "slices": {"added": [], "changed": [], "withdrawn": []},
+        "rules": {"added": [], "withdrawn": []},
+        "lines": [],
         "sets": {"dnat4": {"added": dict.fromkeys(keys, "10.0.0.3"), "removed": dict.fromkeys(keys, "10.0.0.2")}},
     }
-    assert lab.natctl("apply", "--json", "--config", other, expect=0).json() == found
+    done = lab.natctl("apply", "--json", "--config", other, expect=0).json()
+    assert done["rules"].pop("changed") == [rule]  # nobody has counted flows here
+    assert done == found
     assert lab.natctl("diff", "--json", "--config", other, expect=0).json()["action"] == "none"
 
 
@@ -229,8 +239,13 @@ def port_set(offset: int) -> str:
         """
 
 
-def in_initial_user_namespace() -> bool:
-    return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+def largest_message(lab: Lab) -> int:
+    """Return how large a netlink message may be here, in bytes as the kernel counts them."""
+    with lab.egress.open_socket(socket.SOCK_DGRAM) as sock:
+        for option in (socket.SO_SNDBUF, SO_SNDBUFFORCE):
+            with contextlib.suppress(PermissionError):
+                sock.setsockopt(socket.SOL_SOCKET, option, 1 << 30)
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
 
 def test_a_slice_of_many_ranges(lab: Lab) -> None:
@@ -242,9 +257,9 @@ def test_a_slice_of_many_ranges(lab: Lab) -> None:
     assert len(owned["elem"]) == 2 * 255
 
 
-def test_a_transaction_larger_than_a_socket_buffer(lab: Lab) -> None:
-    """4095 ranges: as root no matter; where the buffer is limited, the limit is named and nothing is changed."""
-    if in_initial_user_namespace():
+def test_a_transaction_larger_than_the_usual_socket_buffer(lab: Lab) -> None:
+    """4095 ranges: where the buffer may not be as large, the limit is named and nothing is changed."""
+    if largest_message(lab) >= 4 << 20:
         lab.natctl("apply", "--config", "-", input=port_set(12), expect=0)
         lab.natctl("diff", "--config", "-", input=port_set(12), expect=0)
         return

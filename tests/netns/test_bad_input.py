@@ -157,11 +157,18 @@ def test_standard_output_that_is_closed_from_the_start(lab: Lab) -> None:
     assert done.stderr == "0\n"
 
 
-def test_no_nf_tables_is_told_apart(lab: Lab, tmp_path: Path) -> None:
-    """A stand-in for the process with libnftables says what it says on a kernel without nf_tables."""
+@pytest.mark.parametrize(
+    ("error", "needs"),
+    [
+        ("cache initialization failed: Invalid argument", "CONFIG_NF_TABLES"),
+        ("Could not process rule: Message too long", "net.core.wmem_max"),
+    ],
+)
+def test_what_the_system_lacks_is_named(error: str, needs: str, lab: Lab, tmp_path: Path) -> None:
+    """A stand-in for the process with libnftables says what it says on a kernel without nf_tables, or with limits."""
     script = tmp_path / "natctl.py"
     worker = tmp_path / "worker.py"
-    answer = "{'code': -1, 'output': '', 'error': 'Error: cache initialization failed: Invalid argument'}"
+    answer = repr({"code": -1, "output": "", "error": f"Error: {error}"})
     worker.write_text(
         "import json, struct, sys\n"
         "while head := sys.stdin.buffer.read(4):\n"
@@ -177,4 +184,4 @@ def test_no_nf_tables_is_told_apart(lab: Lab, tmp_path: Path) -> None:
     )
     refused = run([sys.executable, str(script), "diff", "--config", str(lab.config())])
     assert refused.returncode == 4
-    assert "CONFIG_NF_TABLES" in refused.stderr
+    assert needs in refused.stderr
