@@ -44,7 +44,7 @@ class Selection:
         if self.address is not None:
             chosen &= _with_address(flows, self.address)
         if self.port is not None:
-            chosen &= np.logical_or.reduce([flows[name] == self.port for name in _PORTS])
+            chosen &= np.any([flows[name] == self.port for name in _PORTS], axis=0)
         if self.protocol is not None:
             chosen &= flows["protocol"] == protocol_number(self.protocol)
         if self.state is not None:
@@ -63,7 +63,7 @@ def protocol_number(name: str) -> int:
 def _with_address(flows: Rows, network: IPv4Network | IPv6Network) -> Rows:
     first, last = int(network.network_address), int(network.broadcast_address)
     found = [_between(flows[name], first, last) for name in _ADDRESSES]
-    chosen: Rows = (flows["family"] == network.version) & np.logical_or.reduce(found)
+    chosen: Rows = (flows["family"] == network.version) & np.any(found, axis=0)
     return chosen
 
 

@@ -375,6 +375,6 @@ def test_a_million_flows_take_a_fraction_of_a_second() -> None:
     many["reply_dst"][:, 1] = int(slices[0].address) + rng.integers(0, width, count)
     many["reply_dport"] = rng.integers(1024, 65536, count)
     many["reply_sport"] = 443
-    started = time.perf_counter()
+    started = time.process_time()
     assert find_findings(Observation(SliceIndex(slices), flows=many)) == []
-    assert time.perf_counter() - started < 2.5  # 0.4 s on an idle machine
+    assert time.process_time() - started < 2.5  # 0.4 s on an idle machine
