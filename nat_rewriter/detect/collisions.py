@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nat_rewriter.detect.endings import deletion
 from nat_rewriter.detect.joins import NO_ROW, holders_of, sockets_of, untracked_sockets
 from nat_rewriter.detect.observation import Observation, Rows
 from nat_rewriter.detect.ownership import NOBODY
@@ -118,16 +119,13 @@ def _rewritten_remedy(kind: Kind, coexist: Coexist, wanted: FlowTuple) -> str:
             "Nothing is lost; where an application must see the port that is on the wire, set "
             'coexist = "refuse" or "split" under [controller] and run natctl apply.'
         )
+    kept = "which keeps its wrong port for up to 120 s while nobody answers"
     if coexist is Coexist.OFF:
         return (
-            'Set coexist = "confine" under [controller] and run natctl apply, then have the application connect again.'
+            'Set coexist = "confine" under [controller] and run natctl apply, end the entry, '
+            f"{kept}, with {deletion(wanted)}, then have the application connect again."
         )
-    return (
-        f"Run natctl diff to see whether the rules are in force, then end this flow with "
-        f"conntrack -D -p {wanted.protocol} -s {wanted.src} --sport {wanted.sport}."
-        if not wanted.has_echo_id
-        else "Run natctl diff to see whether the rules are in force."
-    )
+    return f"Run natctl diff to see whether the rules are in force, then end the entry, {kept}, with {deletion(wanted)}."
 
 
 def _tuple_shared(observation: Observation, socket: Any, holder_row: int) -> Finding:
