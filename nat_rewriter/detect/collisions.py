@@ -125,7 +125,9 @@ def _rewritten_remedy(kind: Kind, coexist: Coexist, wanted: FlowTuple) -> str:
             'Set coexist = "confine" under [controller] and run natctl apply, end the entry, '
             f"{kept}, with {deletion(wanted)}, then have the application connect again."
         )
-    return f"Run natctl diff to see whether the rules are in force, then end the entry, {kept}, with {deletion(wanted)}."
+    return (
+        f"Run natctl diff to see whether the rules are in force, then end the entry, {kept}, with {deletion(wanted)}."
+    )
 
 
 def _tuple_shared(observation: Observation, socket: Any, holder_row: int) -> Finding:
