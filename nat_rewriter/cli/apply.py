@@ -86,7 +86,7 @@ def apply(
         return _print_transaction(configuration)
     if confirm_s is not None:
         return apply_for_now(env, configuration, log, wait_s, confirm_s)
-    print_applied(env, apply_configuration(configuration, log, warn, wait_s))
+    print_applied(env, apply_configuration(configuration, log, warn, wait_s), configuration, log)
     return EXIT_DONE
 
 
@@ -136,12 +136,16 @@ def _print_transaction(configuration: Configuration) -> int:
     return EXIT_DONE
 
 
-def print_applied(env: Env, applied: Applied) -> None:
-    """Print what was changed: as JSON, as lines, or in a line."""
+def print_applied(env: Env, applied: Applied, configuration: Configuration, log: GenerationLog) -> None:
+    """Print what was changed: as JSON, by name, or in a line."""
     from nat_rewriter.cli.ruleset import print_change
+    from nat_rewriter.controller.touched import read_policy_change
 
     if env.json or env.verbosity > 0:
-        print_change(env, applied.change)
+        previous = log.policy_of(applied.previous)
+        print_change(
+            env, applied.change, read_policy_change(applied.change, configuration.policy, previous, count=False)
+        )
     elif not env.quiet:
         click.echo(_summary(applied.change))
         if applied.confirmed:

@@ -29,7 +29,7 @@ def apply_for_now(env: Env, configuration: Configuration, log: GenerationLog, wa
 
     with Guardian(configuration.table) as guardian:
         applied = apply_configuration(configuration, log, warn, wait_s, Confirm(guardian, seconds))
-        print_applied(env, applied)
+        print_applied(env, applied, configuration, log)
         if guardian.counting:
             sys.stdout.flush()
             _finish(_verdict(env, guardian, seconds))

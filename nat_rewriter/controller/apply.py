@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from nat_rewriter.kernel.confirm_socket import is_waiting
 from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft import KernelNft
 from nat_rewriter.model.generations import Configuration, Generation, Outcome
-from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.ruleset import Ruleset
 from nat_rewriter.plan import plan, plan_removal
 from nat_rewriter.render.transaction import transaction_text
@@ -24,10 +22,14 @@ from nat_rewriter.render.transaction import transaction_text
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What an apply changed, and the generation it was kept as (None: nothing new, or no place to keep it)."""
+    """What an apply changed, and the generation it was kept as (None: nothing new, or no place to keep it).
+
+    ``previous`` is the number of the generation before it, where one is known.
+    """
 
     change: Change
     generation: Generation | None
+    previous: int | None
     confirmed: str | None = None  # that this was a confirmation, as a sentence
 
 
@@ -61,17 +63,18 @@ def apply_configuration(
     """
     with held_table(configuration.table, wait_s) as nft:
         change = read_change(configuration.policy, nft)
+        previous = log.current_number()
         waiting = is_waiting(configuration.table)
         if not waiting:
             generation = _run_recorded(change, configuration, Record(log, warn), nft, confirm)
     if not waiting:
-        return Applied(change, generation)
+        return Applied(change, generation, previous)
     if change.transaction:
         raise NatctlError("apply", "another configuration waits to be confirmed: natctl apply --confirmed keeps it")
     verdict = decide(configuration.table, Word.KEEP)
     if not verdict.kept:
         raise NatctlError("apply", verdict.sentence)
-    return Applied(change, None, verdict.sentence)
+    return Applied(change, None, previous, verdict.sentence)
 
 
 def _run_recorded(
@@ -81,22 +84,13 @@ def _run_recorded(
     guarded = confirm if change.transaction else None
     with record.failing():
         if guarded:
-            previous = functools.partial(_current_policy, record.log)
-            guarded.guardian.protect(find_way_back(change, configuration.policy, previous, nft), record)
+            way = find_way_back(change, configuration.policy, record.log.current_policy, nft)
+            guarded.guardian.protect(way, record)
         run_change(change, configuration.policy, nft)
     record.finish(Outcome.UNCONFIRMED if guarded else Outcome.APPLIED)
     if guarded:
         guarded.guardian.start(guarded.seconds)
     return record.generation
-
-
-def _current_policy(log: GenerationLog) -> Policy | None:
-    """Return what is believed to be applied, None where nothing is known."""
-    try:
-        current = log.current()
-        return log.configuration(current.number).policy if current else None
-    except NatctlError:
-        return None
 
 
 def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:

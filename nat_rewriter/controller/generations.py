@@ -26,6 +26,7 @@ from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.kernel import store
 from nat_rewriter.kernel.netns_names import name_of_current
 from nat_rewriter.model.generations import Actor, Configuration, Generation, Outcome, Place
+from nat_rewriter.model.policy import Policy
 
 KEPT = 50
 _BULK = ("toml.gz", "nft.gz")
@@ -83,6 +84,25 @@ class GenerationLog:
         """Return the newest generation that came into the kernel and stayed; None where none is known or it left."""
         stood = [one for one in self.list_generations() if one.outcome in _STANDS]
         return stood[-1] if stood and stood[-1].action != "remove" else None
+
+    def current_number(self) -> int | None:
+        """Return the number of the current generation, None where nothing is known."""
+        try:
+            current = self.current()
+        except StateError:
+            return None
+        return current.number if current else None
+
+    def policy_of(self, number: int | None) -> Policy | None:
+        """Return what a generation meant; None where that is not known, or not understood any more."""
+        try:
+            return self.configuration(number).policy if number is not None else None
+        except NatctlError:
+            return None
+
+    def current_policy(self) -> Policy | None:
+        """Return what is believed to be applied, None where nothing is known."""
+        return self.policy_of(self.current_number())
 
     def rollback_target(self) -> Generation:
         """Return the generation to go back to: the one applied before the current, or before one that never ended."""
