@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 
 from nat_rewriter.model.policy import Coexist, Guard, Policy, Timeouts
 
@@ -54,6 +54,15 @@ class Parts:
         return self.timeouts or Timeouts()
 
     @property
-    def lifetimes(self) -> list[int]:
-        """The seconds that an entry may have left after a packet, longest first."""
-        return sorted(set(astuple(self.claim_times)), reverse=True)
+    def tcp_lifetimes(self) -> list[int]:
+        """The seconds that a TCP entry may have left after a packet, longest first."""
+        return self._lifetimes("tcp_")
+
+    @property
+    def udp_lifetimes(self) -> list[int]:
+        """The seconds that a UDP entry may have left after a packet, longest first."""
+        return self._lifetimes("udp_")
+
+    def _lifetimes(self, prefix: str) -> list[int]:
+        seconds = {value for name, value in asdict(self.claim_times).items() if name.startswith(prefix)}
+        return sorted(seconds, reverse=True)
