@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import datetime
+
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from nat_rewriter.cli.tables import findings_table
+from nat_rewriter.cli.tables import action_text, findings_table
+from nat_rewriter.model.actions import Action
 from nat_rewriter.model.watching import SliceUse, WatchStatus
 
+ACTIONS_SHOWN = 3
 _BAR_CELLS = 20
 _STATE_STYLES = {"live": "green", "stale": "bold red", "syncing": "yellow"}
 # Lines that the head, the slices' header and the note of what is not shown take.
@@ -19,14 +24,15 @@ _LINES_A_FINDING = 6
 class LiveView:
     """A status as a screenful; it shows as much as the terminal has lines for, the worst first."""
 
-    def __init__(self, status: WatchStatus) -> None:
-        self._status = status
+    def __init__(self, status: WatchStatus, actions: Iterable[tuple[datetime, Action]] = ()) -> None:
+        self._status, self._actions = status, tuple(actions)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        height = options.max_height - _FRAME_LINES
+        height = options.max_height - _FRAME_LINES - len(self._actions)
         shown = min(len(self._status.findings), max(1, height * 2 // 3 // _LINES_A_FINDING))
         slices = max(1, height - shown * _LINES_A_FINDING)
         yield Group(_head(self._status), Text(), _slices_part(self._status, slices), Text(), self._findings(shown))
+        yield from (_action_line(moment, action) for moment, action in self._actions)
 
     def _findings(self, shown: int) -> RenderableType:
         found = sorted(self._status.findings, key=lambda finding: finding.severity.rank)
@@ -35,6 +41,12 @@ class LiveView:
         more = len(found) - shown
         note = Text(f"and {more} more: natctl check lists them all" if more > 0 else "", style="dim")
         return Group(findings_table(found[:shown]), note)
+
+
+def _action_line(moment: datetime, action: Action) -> Text:
+    line = Text.assemble((f"{moment:%H:%M:%S} ", "dim"), action_text(action))
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _head(status: WatchStatus) -> Text:

@@ -9,10 +9,17 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from nat_rewriter.model.actions import Action, Result
 from nat_rewriter.model.findings import Finding, Severity
-from nat_rewriter.report import FINDING_COLUMNS, FLOW_COLUMNS, finding_row
+from nat_rewriter.report import FINDING_COLUMNS, FLOW_COLUMNS, action_line, finding_row
 
 _COLOURS = {Severity.CRITICAL: "bold red", Severity.WARNING: "yellow", Severity.NOTICE: "cyan"}
+_RESULT_COLOURS = {Result.DONE: "green", Result.FAILED: "red", Result.GIVEN_UP: "bold red"}
+
+
+def action_text(action: Action) -> Text:
+    """Return what was done about a finding, as a line."""
+    return Text(action_line(action), style=_RESULT_COLOURS.get(action.result, "cyan"))
 
 
 def findings_table(found: Sequence[Finding]) -> Table:

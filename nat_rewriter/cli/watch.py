@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -15,14 +17,18 @@ import click
 
 from nat_rewriter.cli.env import Env, common_options
 from nat_rewriter.cli.kinds import only_option, pressure_option
+from nat_rewriter.cli.mending import mender_of, mending_options
+from nat_rewriter.cli.state import read_configuration
 from nat_rewriter.errors import EXIT_DONE, NatctlError
 from nat_rewriter.model.findings import Kind
 
 if TYPE_CHECKING:
+    from nat_rewriter.controller.mender import Mender
     from nat_rewriter.controller.watcher import Watcher
     from nat_rewriter.detect.tracker import Change
+    from nat_rewriter.model.actions import Action
 
-Show = Callable[["Watcher", "list[Change]"], None]
+Show = Callable[["Watcher", "list[Change]", "list[Action]"], None]
 _STEP_S = 0.25
 _DRAW_EVERY_S = 0.2  # however many events come
 
@@ -35,6 +41,7 @@ _DRAW_EVERY_S = 0.2  # however many events come
       natctl watch --only port-leaked | alert   in a pipe it is JSON too
       natctl watch --metrics 127.0.0.1:9464     for Prometheus
       natctl watch --duration 60                for a minute
+      natctl watch --heal --abort --dry-run     and what could be done about it
     """
 )
 @click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Stop after that time.")
@@ -43,8 +50,12 @@ _DRAW_EVERY_S = 0.2  # however many events come
 )
 @only_option
 @pressure_option
+@mending_options
 @common_options(json=True)
-def watch(env: Env, duration: float | None, metrics: str | None, kinds: frozenset[Kind], pressure: float) -> int:
+def watch(
+    env: Env, duration: float | None, metrics: str | None, kinds: frozenset[Kind], pressure: float,
+    heal: bool, abort: bool, dry_run: bool, state: Path | None,
+) -> int:  # fmt: skip
     """The same as check, live, from conntrack events.
 
     On a terminal a live view, otherwise JSON, one object a line. SIGINT, SIGTERM and --duration end it with exit
@@ -53,22 +64,41 @@ def watch(env: Env, duration: float | None, metrics: str | None, kinds: frozense
     from nat_rewriter.controller.watcher import Watcher
 
     endpoint = _read_endpoint(metrics) if metrics else None
-    policy = env.policy()
+    configuration = read_configuration(env)
+    mender = mender_of(configuration, heal=heal, abort=abort, dry_run=dry_run, state=state)
     live = env.terminal and os.environ.get("TERM") != "dumb"
     with ExitStack() as stack:
         stopped = stack.enter_context(_stop_signals())
-        watcher = stack.enter_context(Watcher(policy, kinds, pressure=pressure, count_use=live or bool(endpoint)))
+        stack.enter_context(mender or nullcontext())
+        watcher = stack.enter_context(
+            Watcher(configuration.policy, kinds, pressure=pressure, count_use=live or bool(endpoint))
+        )
         if endpoint:
             stack.enter_context(_served(watcher, *endpoint))
         show = stack.enter_context(_live(env)) if live else _lines(env)
-        _run(watcher, show, stopped, duration)
+        _run(watcher, mender, show, _until(stopped, duration))
     return EXIT_DONE
 
 
-def _run(watcher: Watcher, show: Show, stopped: Callable[[], bool], duration: float | None) -> None:
+def _until(stopped: Callable[[], bool], duration: float | None) -> Iterator[float]:
+    """Yield how long the next step may take, until a signal came or the time is over."""
     end = time.monotonic() + duration if duration else float("inf")
-    while not stopped() and time.monotonic() < end:
-        show(watcher, watcher.step(min(_STEP_S, max(0.0, end - time.monotonic()))))
+    while not stopped() and (left := end - time.monotonic()) > 0:
+        yield min(_STEP_S, left)
+
+
+def _run(watcher: Watcher, mender: Mender | None, show: Show, steps: Iterator[float]) -> None:
+    looks = 0
+    for timeout_s in steps:
+        changes = watcher.step(timeout_s)
+        to_mend = watcher.take_to_mend()
+        actions = mender.mend(to_mend) if mender else []
+        if mender and looks != watcher.looks:
+            mender.keep(watcher.status.findings)
+            looks = watcher.looks
+        show(watcher, changes, actions)
+    if mender:
+        show(watcher, [], mender.finish())
 
 
 @contextmanager
@@ -88,18 +118,20 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _lines(env: Env) -> Show:
-    """Print each change as a line at once: JSON, or words on a terminal that cannot do better."""
-    from nat_rewriter.report import finding_line, finding_object, json_line
+    """Print each change and action as a line at once: JSON, or words on a terminal that cannot do better."""
+    from nat_rewriter.report import action_line, action_object, finding_line, finding_object, json_line
 
-    def line_of(change: Change, moment: datetime) -> str:
+    def change_line(change: Change, moment: datetime) -> str:
         finding, opened = change
         state = "open" if opened else "closed"
         return finding_line(finding, state) if env.terminal else json_line(finding_object(finding, moment, state))
 
-    def show(watcher: Watcher, changes: list[Change]) -> None:
+    def show(watcher: Watcher, changes: list[Change], actions: list[Action]) -> None:
         moment = datetime.now(UTC)
-        if changes:
-            env.stdout.writelines(f"{line_of(change, moment)}\n" for change in changes)
+        lines = [change_line(change, moment) for change in changes]
+        lines += [action_line(one) if env.terminal else json_line(action_object(one, moment)) for one in actions]
+        if lines:
+            env.stdout.writelines(f"{line}\n" for line in lines)
             env.stdout.flush()
 
     return show
@@ -110,15 +142,17 @@ def _live(env: Env) -> Iterator[Show]:
     """Show a screen that follows the watcher's status, until the block ends."""
     from rich.live import Live
 
-    from nat_rewriter.cli.live import LiveView
+    from nat_rewriter.cli.live import ACTIONS_SHOWN, LiveView
 
     with Live(console=env.console(), screen=True, auto_refresh=False) as screen:
         drawn_at = 0.0
+        last_actions: deque[tuple[datetime, Action]] = deque(maxlen=ACTIONS_SHOWN)
 
-        def show(watcher: Watcher, changes: list[Change]) -> None:
+        def show(watcher: Watcher, changes: list[Change], actions: list[Action]) -> None:
             nonlocal drawn_at
+            last_actions.extend((datetime.now(UTC), action) for action in actions)
             if time.monotonic() - drawn_at >= _DRAW_EVERY_S:
-                screen.update(LiveView(watcher.status), refresh=True)
+                screen.update(LiveView(watcher.status, last_actions), refresh=True)
                 drawn_at = time.monotonic()
 
         yield show

@@ -101,6 +101,12 @@ def name_processes(findings: list[Finding]) -> list[Finding]:
     ]
 
 
+def name_socket(party: SocketParty) -> SocketParty:
+    """Return a socket with process id and command, where /proc tells."""
+    owner = find_owners([party.inode] if party.inode else []).get(party.inode or 0)
+    return replace(party, pid=owner.pid, command=owner.command) if owner else party
+
+
 def _named(party: Party | None, owners: Mapping[int, Owner]) -> Party | None:
     owner = owners.get(party.inode or 0) if isinstance(party, SocketParty) else None
     if owner is None or not isinstance(party, SocketParty):

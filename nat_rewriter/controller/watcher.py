@@ -63,6 +63,8 @@ class Watcher:
         self._drift = DriftPoll(policy, wanted=bool(needs_of(kinds) & Needs.DRIFT))
         self._fresh: list[Records] = []
         self._last_found: list[Finding] = []
+        self._to_mend: list[Finding] = []
+        self.looks = 0
         self._loss: Loss | None = None
         self._dropped_now = 0
         self._stale_since = self._next_look = self._last_look = 0.0
@@ -88,6 +90,14 @@ class Watcher:
     def records(self) -> Records:
         """Return the entries of the flow table as they are known now."""
         return self._table.records()
+
+    def take_to_mend(self) -> list[Finding]:
+        """Return the findings that were seen since the last call: those of the last look, and those that came since.
+
+        Unlike what ``step`` returns, a finding comes again with every look, with its victim as that look sees it.
+        """
+        taken, self._to_mend = self._to_mend, []
+        return taken
 
     def step(self, timeout_s: float = 0.5) -> list[Change]:
         """Take in the events that are there, or wait for some; return the findings that opened or closed."""
@@ -135,7 +145,9 @@ class Watcher:
         holders = [holder for holder in self._table.find_holders(rewritten) if holder is not None]
         flows = np.concatenate((rewritten, np.array(holders, dtype=rewritten.dtype)))
         found = find_findings(self._observation(flows=flows, sockets=list_sockets()), kinds)
-        return self._tracker.add(name_processes([one for one in found if not self._tracker.has(one)]))
+        new = name_processes([one for one in found if not self._tracker.has(one)])
+        self._to_mend += new
+        return self._tracker.add(new)
 
     def _look(self) -> list[Change]:
         """Judge the whole table, and everything beside it."""
@@ -157,9 +169,11 @@ class Watcher:
 
     def _settle(self, found: list[Finding]) -> list[Change]:
         """Take in what a look found; what may be an artefact of the order of looking has to be seen twice."""
-        sure = confirmed(self._last_found, found)
+        sure = self._named(confirmed(self._last_found, found))
         self._last_found = found
-        return self._tracker.replace(self._named(sure))
+        self._to_mend = sure
+        self.looks += 1
+        return self._tracker.replace(sure)
 
     def _named(self, found: list[Finding]) -> list[Finding]:
         """Name the processes of new findings alone: reading /proc costs more than all the rest."""

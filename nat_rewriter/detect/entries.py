@@ -81,6 +81,7 @@ def _stuck(observation: Observation, row: int, socket_row: int) -> Finding:
         tuple=own,
         wire_sport=wire.dport,
         victim=_victim(observation, flow, socket_row),
+        extra={"entry_id": int(flow["id"]), **({"zone": int(flow["zone"])} if flow["zone"] else {})},
     )
 
 

@@ -52,7 +52,9 @@ def flow_party(flow: Any, *, local: bool) -> FlowParty:
 
 def socket_party(socket: Any) -> SocketParty:
     """Return a socket record as holder or victim; who owns the inode is found out later, for reported ones only."""
-    return SocketParty(inode=int(socket["inode"]) or None)
+    # An unconnected socket talks to others as well: it has no cookie, so that nothing can be done to it for one flow.
+    cookie = int(socket["cookie"]) if socket["dport"] else None
+    return SocketParty(inode=int(socket["inode"]) or None, cookie=cookie, ifindex=int(socket["ifindex"]))
 
 
 def port_word(tuple_: FlowTuple) -> str:

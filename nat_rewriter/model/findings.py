@@ -67,11 +67,16 @@ SEVERITIES = {
 
 @dataclass(frozen=True, slots=True)
 class SocketParty:
-    """A local socket as holder or victim; the process is unknown where /proc does not tell."""
+    """A local socket as holder or victim; the process is unknown where /proc does not tell.
+
+    ``cookie`` and ``ifindex`` name a connected socket to the kernel; they are not printed.
+    """
 
     inode: int | None = None
     pid: int | None = None
     command: str | None = None
+    cookie: int | None = field(default=None, compare=False)
+    ifindex: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,8 @@ def finding_row(finding: Finding) -> tuple[str, ...]:
         finding.slice or "",
         _subject_text(finding),
         "" if finding.wire_sport is None else str(finding.wire_sport),
-        _party_text(finding.victim),
-        _party_text(finding.holder),
+        party_text(finding.victim),
+        party_text(finding.holder),
     )
 
 
@@ -61,9 +61,9 @@ def _claim_words(finding: Finding) -> list[str]:
     if finding.wire_sport is not None:
         words.append(f"wire {finding.wire_sport}")
     if finding.victim is not None:
-        words.append(f"victim {_party_text(finding.victim)}")
+        words.append(f"victim {party_text(finding.victim)}")
     if finding.holder is not None:
-        words.append(f"holder {_party_text(finding.holder)}")
+        words.append(f"holder {party_text(finding.holder)}")
     return words
 
 
@@ -87,7 +87,8 @@ def _party_object(party: Party | None) -> dict[str, Any] | None:
     return without_absent({"type": "socket", "pid": party.pid, "command": party.command, "inode": party.inode})
 
 
-def _party_text(party: Party | None) -> str:
+def party_text(party: Party | None) -> str:
+    """Return who takes part as words: an address and port, or a process."""
     if party is None:
         return ""
     if isinstance(party, FlowParty):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watching import placeholder
 
 from nat_rewriter.kernel.conntrack import delete_flow, insert_flow
 from nat_rewriter.model.tuples import FlowTuple
@@ -25,7 +26,7 @@ SOFT, SOFT6 = "198.51.100.10", "2001:db8:100::10"
 CLIENT, CLIENT6 = "10.0.0.2", "2001:db8:10::2"
 WEB = (SERVER, 443)
 
-TCP_REPAIR, TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE = 19, 30, 34
+TCP_REPAIR = 19
 
 Finding = dict[str, Any]
 Configured = Callable[..., Path]
@@ -56,16 +57,6 @@ def check(lab: Lab, config: Path, *options: str) -> list[Finding]:
 
 def kinds(lab: Lab, config: Path, *options: str) -> list[str]:
     return [finding["kind"] for finding in check(lab, config, *options)]
-
-
-def placeholder(lab: Lab, src: tuple[str, int], dst: tuple[str, int] = WEB) -> socket.socket:
-    """A socket in SYN-SENT that has sent nothing: the SYN waits for the first data."""
-    sock = lab.egress.open_socket(socket.SOCK_STREAM)
-    sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
-    sock.bind(src)
-    sock.connect(dst)
-    return sock
 
 
 def hold(lab: Lab, port: int, dst: tuple[str, int] = WEB) -> socket.socket:
@@ -176,7 +167,7 @@ def test_only_and_quiet_and_lines(lab: Lab, configured: Configured) -> None:
 
 def test_placeholder_is_untracked_until_a_nat_flow_takes_its_tuple(lab: Lab, configured: Configured) -> None:
     config = configured()
-    waiting = placeholder(lab, (SOFT, 9004))
+    waiting = placeholder(lab, (SOFT, 9004), WEB)
     (finding,) = check(lab, config)
     assert (finding["kind"], finding["victim"]["inode"]) == ("socket-untracked", os.fstat(waiting.fileno()).st_ino)
     held = hold(lab, 9004)
@@ -205,7 +196,7 @@ def test_connected_and_accepted_and_idle_sockets_are_tracked(lab: Lab, configure
 
 def test_reserved_placeholder_is_tracked(lab: Lab, configured: Configured) -> None:
     config = configured()
-    placeholder(lab, (SOFT, 9004))
+    placeholder(lab, (SOFT, 9004), WEB)
     with lab.egress.enter():
         insert_flow(FlowTuple("tcp", ip_address(SOFT), 9004, ip_address(SERVER), 443), 60)
     assert kinds(lab, config) == []
@@ -298,7 +289,7 @@ def test_placeholder_takes_the_replies_of_a_forwarded_flow(lab: Lab, configured:
     lab.client.run(["ip", "address", "add", f"{SOFT}/32", "dev", "lo"])
     forwarded = lab.client.tcp_connect(WEB, src=(SOFT, 9001))
     assert round_trip(forwarded)
-    placeholder(lab, (SOFT, 9002))
+    placeholder(lab, (SOFT, 9002), WEB)
     captured = lab.client.tcp_start(WEB, src=(SOFT, 9002))
     time.sleep(0.2)
     found = [finding for finding in check(lab, config) if finding["kind"] == "reply-captured"]

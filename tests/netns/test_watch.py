@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pty
-import queue
 import re
 import signal
 import struct
 import sys
 import termios
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watching import Watching
 
 from nat_rewriter.config import read_policy
 from nat_rewriter.controller.watcher import Watcher
@@ -33,46 +31,6 @@ from netns_lab.host import end_process
 
 SERVER, SOFT, CLIENT = "203.0.113.1", "198.51.100.10", "10.0.0.2"
 WEB = (SERVER, 443)
-
-Finding = dict[str, Any]
-
-
-class Watching:
-    """A running `natctl watch`, and its lines as they come."""
-
-    def __init__(self, lab: Lab, config: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "nat_rewriter", "watch", "--config", str(config), *options]
-        self.process = lab.egress.popen(command)
-        self._arrived: queue.Queue[tuple[float, Finding]] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self._arrived.put((time.monotonic(), json.loads(line)))
-
-    def next(self, kind: str, state: str = "open", patience_s: float = 10.0) -> tuple[float, Finding]:
-        """Return the next finding of a kind in a state, and when it arrived; others before it are passed over."""
-        until = time.monotonic() + patience_s
-        while True:
-            moment, finding = self._arrived.get(timeout=max(0.01, until - time.monotonic()))
-            if (finding["kind"], finding["state"]) == (kind, state):
-                return moment, finding
-
-    def rest(self, after_s: float = 0.0) -> list[tuple[str, str]]:
-        """Return kind and state of all that arrived and was not asked for, after a while."""
-        time.sleep(after_s)
-        return [(one["kind"], one["state"]) for _, one in iter(self._take, None)]
-
-    def _take(self) -> tuple[float, Finding] | None:
-        try:
-            return self._arrived.get_nowait()
-        except queue.Empty:
-            return None
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(5)
 
 
 @pytest.fixture
