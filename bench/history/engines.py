@@ -45,7 +45,7 @@ class Engine(ABC):
     def insert(self, records: Records) -> None:
         """Keep records, so that another process, or the next one after a kill, finds them."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027
         """Do what is left to do once a part is full."""
 
     @abstractmethod

@@ -34,7 +34,9 @@ class Traffic:
         found = empty(count)
         number = np.arange(first, first + count, dtype=np.uint64)
         found["flow"] = chance.integers(0, 1 << 63, count, dtype=np.uint64)
-        found["start_ns"] = START_NS + number * np.uint64(_SECOND // self.rate) + chance.integers(0, 1000, count).astype("u8")
+        found["start_ns"] = (
+            START_NS + number * np.uint64(_SECOND // self.rate) + chance.integers(0, 1000, count).astype("u8")
+        )
         found["end_ns"] = found["start_ns"] + (chance.lognormal(1.0, 1.5, count) * _SECOND).astype(np.uint64)
         found["start_mark"], found["end_mark"] = StartMark.KERNEL, EndMark.KERNEL
         found["family"], found["protocol"] = 4, np.where(chance.random(count) < 0.7, 6, 17)
