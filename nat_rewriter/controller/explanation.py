@@ -73,7 +73,7 @@ def _look(policy: Policy, subject: Subject, unanswered: list[str]) -> Situation:
     packet, wanted = subject.packet, subject.packet.tuple
     flows = _ask("conntrack", lambda: list(_list_flows(wanted)), unanswered)
     sockets = _ask("sockets", lambda: _list_sockets(wanted), unanswered)
-    wire = _on_the_wire(flows or [], wanted)
+    wire = _on_the_wire(flows or [], wanted) if subject.kind is Kind.CLIENT else wanted
     claimed = _ask("table", lambda: read_claim(policy.controller.table, wire), unanswered)
     there = _route_to(packet, unanswered)
     here = _ask("route to the source", lambda: find_route(wanted.src), unanswered)

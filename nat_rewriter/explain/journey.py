@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nat_rewriter.explain.hooks import CONNTRACK_PRIORITY, BaseChain, chains_at
 from nat_rewriter.explain.passage import Fate, Passage, Step, Verdict
+from nat_rewriter.explain.ports import ranges_text
 from nat_rewriter.explain.source_nat import Account
 from nat_rewriter.explain.stations import CHAINS, Accountant, at_conntrack, at_dstnat
 from nat_rewriter.model.flows import Origin
@@ -108,7 +109,7 @@ def _source(passage: Passage) -> str:
     if all(len(ports) == 1 for ports in passage.ports):
         return passage.now.source
     host = f"[{passage.now.src}]" if passage.now.src.version == 6 else str(passage.now.src)
-    return f"{host}:{' or '.join(map(str, passage.ports))}"
+    return f"{host}:{ranges_text(passage.ports)}"
 
 
 def _tell(passage: Passage, hook: str, priority: int | None, station: str, account: Account) -> None:

@@ -68,6 +68,7 @@ _GUARDS = {
     Guard.COUNT: "what leaves a soft-unicast address outside its slices is recorded and counted, and leaves",
     Guard.OFF: "what leaves a soft-unicast address outside its slices is not looked at",
 }
+_MOST_RANGES = 8
 _SOCKET, _FORWARDED, _INBOUND = attrgetter("socket"), attrgetter("forwarded"), attrgetter("inbound")
 
 
@@ -164,17 +165,24 @@ def _rules(one: Explanation) -> Iterator[Line]:
 
 
 def _ranges(one: Explanation) -> Iterator[Line]:
-    for target in one.targets:
-        chosen = target.ports == one.target.ports and target.slice == one.target.slice if one.target else False
+    shown = [target for number, target in enumerate(one.targets) if number < _MOST_RANGES or _is_chosen(one, target)]
+    for target in shown:
+        chosen = _is_chosen(one, target)
         room = ""
         if chosen and one.port:
             room = f": {one.port.room}"
         share = f" ({float(target.share):.0%} of its flows)" if len(one.targets) > 1 else ""
         style = Style.GOOD if chosen else Style.DIM if one.target else Style.PLAIN
         yield _plain(f"    {'→' if chosen else ' '} {_target_text(target)}{share}{room}", style)
+    if len(shown) < len(one.targets):
+        yield _plain(f"      and {len(one.targets) - len(shown)} more, which --json lists", Style.DIM)
     if len(one.targets) > 1 and one.deciding:
         how = {"client": "a hash of its source address", "flow": "a hash of the flow", "random": "chance"}
         yield _plain(f"      chosen by {how[one.deciding.rule.spread.value]}", Style.DIM)
+
+
+def _is_chosen(one: Explanation, target: Target) -> bool:
+    return one.target is not None and (target.ports, target.slice) == (one.target.ports, one.target.slice)
 
 
 def _rewriters(one: Explanation) -> Iterator[Line]:

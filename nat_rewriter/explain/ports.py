@@ -49,6 +49,11 @@ def room_text(size: int, free: int, ending: int = 0) -> str:
     return ", ".join([f"{free} of {size} free", *more])
 
 
+def ranges_text(ranges: Sequence[PortRange], most: int = 4) -> str:
+    """Return a few ranges in words, and how many there are where they are many."""
+    return " or ".join(map(str, ranges)) if len(ranges) <= most else f"{len(ranges)} ranges from {ranges[0]} on"
+
+
 def choose_port(packet: FlowTuple, address: Address, ports: PortRange, situation: Situation) -> PortChoice:
     """Return the port of a range that source NAT gives to a new flow."""
     taken = situation.ports_taken(packet, address, ports)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nat_rewriter.explain.matching import Match, chosen_target, deciding, list_targets, slice_of, try_rules
 from nat_rewriter.explain.passage import Fate, Passage, Verdict
-from nat_rewriter.explain.ports import Choice, PortChoice, choose_port, null_binding_range
+from nat_rewriter.explain.ports import Choice, PortChoice, choose_port, null_binding_range, ranges_text
 from nat_rewriter.explain.situation import is_rewritten
 from nat_rewriter.model.flows import Origin
 from nat_rewriter.model.policy import Coexist, SnatRule
@@ -13,6 +13,7 @@ from nat_rewriter.model.tuples import FlowTuple
 from nat_rewriter.render.parts import Parts
 
 Account = tuple[Verdict, str]
+MOST_TOLD = 4  # ranges in a sentence
 
 
 def at_srcnat(passage: Passage) -> Account:
@@ -56,6 +57,7 @@ def _by_entry(passage: Passage) -> Account:
     if (wire.src, wire.sport) == (passage.now.src, passage.now.sport):
         return Verdict.PASSES, "its entry leaves the source as it is"
     passage.leave_from(wire)
+    passage.settle(passage.fate, f"{passage.reason}, which leaves from {wire.source}")
     return Verdict.REWRITES, f"its entry rewrites the source to {wire.source}"
 
 
@@ -85,9 +87,8 @@ def _spilled(passage: Passage) -> Account | None:
     if not (Parts.of(passage.policy).spill and owned and len(owned.ranges) > 1 and is_claimed(passage)):
         return None
     passage.ports = owned.ranges
-    text = (
-        f"moved to one of {', '.join(map(str, owned.ranges))} of the slice by chance, since port {now.sport} is taken"
-    )
+    ranges = ranges_text(owned.ranges)
+    text = f"moved to {ranges} of the slice by chance, since port {now.sport} is taken"
     passage.settle(Fate.MOVED, text)
     return Verdict.REWRITES, f"confine: {text}"
 
@@ -123,8 +124,10 @@ def _ruled(passage: Passage, rule: SnatRule, condition: str) -> Account:
 
 def _by_chance(passage: Passage, rule: SnatRule, condition: str) -> Account:
     targets = list_targets(rule, passage.current())
-    shares = ", ".join(f"{target.address} {target.ports} ({float(target.share):.0%})" for target in targets)
-    text = f"[[snat]] {rule.name} rewrites into one of {shares} by chance{condition}"
+    few = targets[:MOST_TOLD]
+    shares = ", ".join(f"{target.address} {target.ports} ({float(target.share):.0%})" for target in few)
+    more = f" and {len(targets) - len(few)} more" if len(targets) > len(few) else ""
+    text = f"[[snat]] {rule.name} rewrites into one of {shares}{more} by chance{condition}"
     passage.leave_from(FlowTuple(passage.now.protocol, targets[0].address, 0, passage.now.dst, passage.now.dport))
     passage.ports = tuple(target.ports for target in targets)
     passage.settle(Fate.REWRITTEN, text)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from nat_rewriter.explain.matching import dnat_of, slice_of, within
 from nat_rewriter.explain.passage import Fate, Passage, Verdict
+from nat_rewriter.explain.ports import ranges_text
 from nat_rewriter.explain.situation import PROTOCOLS
 from nat_rewriter.explain.source_nat import Account, at_srcnat, is_claimed
 from nat_rewriter.model.flows import Origin, Status
@@ -36,6 +37,7 @@ def at_dstnat(passage: Passage) -> Account:
         if (there.dst, there.dport) == (passage.now.dst, passage.now.dport):
             return Verdict.PASSES, "its entry leaves the destination as it is"
         passage.now = replace(passage.now, dst=there.dst, dport=there.dport)
+        passage.settle(passage.fate, f"{passage.reason}, which goes on to {there.destination}")
         return Verdict.REWRITES, f"its entry rewrites the destination to {passage.now.destination}"
     found = dnat_of(passage.policy, passage.now)
     if found is None:
@@ -155,7 +157,7 @@ def at_guard(passage: Passage) -> Account:
     if is_owned(passage.policy, passage.now, passage.ports):
         return Verdict.PASSES, "inside its slice"
     word = "id" if passage.now.has_echo_id else "port"
-    where = f"{word} {_listed(passage.ports)} is outside every slice"
+    where = f"{word} {ranges_text(passage.ports)} is outside every slice"
     if passage.policy.controller.guard is Guard.COUNT:
         passage.settle(Fate.LEAKED, _leak_reason(passage, "counted by the guard, and leaves the slice"))
         return Verdict.RECORDS, f"{where}: recorded, counted, and let go"
@@ -165,8 +167,6 @@ def at_guard(passage: Passage) -> Account:
 
 def _leak_reason(passage: Passage, end: str) -> str:
     moved = passage.now.sport != passage.packet.tuple.sport or len(passage.ports[0]) > 1
-    if passage.fate is Fate.CONTINUES:
-        return f"{passage.reason}, which leaves from {passage.now.source}: {end}"
     return f"{passage.reason}: {end}" if moved else f"{passage.now.source} is outside every slice: {end}"
 
 
@@ -180,10 +180,6 @@ def is_owned(policy: Policy, packet: FlowTuple, ports: tuple[PortRange, ...]) ->
         for ports in owned.ranges
     ]
     return all(any(one.first in each and one.last in each for each in held) for one in ports)
-
-
-def _listed(ports: tuple[PortRange, ...]) -> str:
-    return ", ".join(map(str, ports))
 
 
 Accountant = Callable[[Passage], Account]

@@ -41,7 +41,8 @@ def test_what_a_socket_meets_is_foretold(lab: Lab, protocol: str, family: int, c
     _, held = hold_a_port(lab, protocol, family)
     free = 9000 + (held - 9000 + 5) % 10
     soft, server = SOFT[family], SERVERS[family]
-    wanted = {port: (protocol, end(soft, port), end(server, PORTS[protocol])) for port in (held, free)}
+    # The free one first: a socket that is moved may be moved there.
+    wanted = {port: (protocol, end(soft, port), end(server, PORTS[protocol])) for port in (free, held)}
     # The same is foretold in another mode, and in the one that is in force.
     before = {port: explain(lab, other, *words)["modes"][coexist]["socket"] for port, words in wanted.items()}
     config = applied(lab, coexist=coexist, guard=guard)

@@ -182,6 +182,20 @@ def test_ranges_by_chance_are_all_told() -> None:
     assert "33%" in one.configured.forwarded.text
 
 
+@pytest.mark.parametrize("spread", ["client", "random"])
+def test_many_ranges_are_told_in_few_words(spread: str) -> None:
+    ports = "psid = { offset = 6, length = 8, id = 52 }"
+    text = CONFIG.replace('ports = ["9000-9009", "9100-9119"]', ports).replace('ports = ["9000-9004"]\n', "")
+    many = read_policy(text.replace('name = "all"', f'name = "all"\nspread = "{spread}"').encode(), "test")
+    one = explained(many, packet("udp").tuple, iifname="fish0")
+    assert len(one.targets) == 63
+    lines = ["".join(span for span, _ in line) for line in explanation_lines(one)]
+    assert max(map(len, lines)) < 260
+    assert sum("slice ams-1" in line for line in lines) < 20
+    assert any("more, which --json lists" in line for line in lines)
+    assert sum(line.startswith("    → slice ams-1") for line in lines) == (spread == "client")
+
+
 def test_echo_ids_are_confined_to_the_largest_range(policy: Policy) -> None:
     one = explained(policy, ECHO)
     assert (one.configured.socket.fate, one.configured.socket.ports) == (Fate.MOVED, (PortRange(9100, 9119),))
