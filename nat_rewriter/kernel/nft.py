@@ -222,5 +222,7 @@ def _raise_for(operation: str, answer: Mapping[str, Any]) -> None:
         # SO_SNDBUFFORCE: only CAP_NET_ADMIN of the initial user namespace gets a buffer beyond net.core.wmem_max.
         needs = "CAP_NET_ADMIN outside of user namespaces, or a larger net.core.wmem_max"
         raise UnsupportedFeature("transaction of this size", needs, "a smaller socket buffer")
+    if "Could not resolve protocol name" in told:
+        raise UnsupportedFeature("names of protocols in nft", "/etc/protocols (Debian: netbase)", "no such file")
     first_lines = "; ".join(told.splitlines()[:2])
     raise NftError(operation, errno.EINVAL, first_lines or "refused without a word")
