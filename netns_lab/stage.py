@@ -160,7 +160,10 @@ class Stage:
 
     def forget(self, protocol: str, address: str, port: int) -> None:
         """Delete the conntrack entry of a local socket, which would keep its port on the wire: ``conntrack -D``."""
-        words = ["conntrack", "-D", "-p", protocol, "--orig-src", address, "--orig-port-src", str(port)]
+        self.run("conntrack", "-D", "-p", protocol, "--orig-src", address, "--orig-port-src", str(port))
+
+    def run(self, *words: str) -> None:
+        """Run a command on the egress host."""
         self._narrator.command(" ".join(words))
         self.lab.egress.run(words)
 
@@ -228,10 +231,9 @@ class Stage:
         """Return what the guard caught, as ``natctl status`` lists it."""
         strays: list[dict[str, Any]] = self.status()["strays"]
         for stray in strays:
-            ends = [
-                f"{stray['tuple'][end]}:{stray['tuple'][port]}" for end, port in (("src", "sport"), ("dst", "dport"))
-            ]
-            self._narrator.say(f"stray {stray['protocol']} {' -> '.join(ends)} packets={stray['packets']}")
+            wire = stray["tuple"]
+            ends = f"{wire['src']} port {wire['sport']} to {wire['dst']} port {wire['dport']}"
+            self._narrator.say(f"  caught: {stray['protocol']} {ends}, {stray['packets']} packets")
         return strays
 
     def wire_port(self, protocol: str, server: str = SERVER, *, after: int = 0) -> int | None:

@@ -7,9 +7,11 @@ from netns_lab.stage import SLICE, TCP_PORT, Stage
 from netns_lab.topology import CLIENT, SERVER, SOFT_ADDRESS
 
 KEPT, WITHDRAWN = PortRange(9000, 9004), PortRange(9005, 9009)
+# TCP sends again what was dropped, at intervals that double.
+RETRANSMITTED_WITHIN_S = 20
 
 
-def owning(*ranges: PortRange) -> str:
+def owning(*ranges: PortRange, guard: str = "count") -> str:
     """Return a configuration with a slice for each range, all of them shared by the clients."""
     slices = "".join(
         f'\n[[slice]]\nname = "from-{ports.first}"\naddress = "{SOFT_ADDRESS}"\nports = ["{ports}"]\n'
@@ -17,10 +19,10 @@ def owning(*ranges: PortRange) -> str:
     )
     names = ", ".join(f'"from-{ports.first}"' for ports in ranges)
     clients = f'\n[[snat]]\nname = "clients"\nsource = ["10.0.0.0/24"]\nslices = [{names}]\n'
-    return f'version = 1\n\n[controller]\nguard = "count"\n{slices}{clients}'
+    return f'version = 1\n\n[controller]\nguard = "{guard}"\n{slices}{clients}'
 
 
-@scenario("withdrawn", "the flows of a withdrawn slice stay on it; natctl names them until they have ended")
+@scenario("withdrawn", "the flows of a withdrawn slice stay on it, and natctl names them; guard = drop cuts them off")
 def withdrawn(stage: Stage) -> None:
     """A slice is taken away from under an established connection, and given back."""
     with stage.step("A client has a connection on a slice"):
@@ -38,9 +40,14 @@ def withdrawn(stage: Stage) -> None:
         stage.expect("whose flow", finding["holder"]["src"], CLIENT)
         stage.expect("its port on the wire", finding["wire_sport"], port)
         stage.expect("the guard saw it too", [stray["tuple"]["sport"] for stray in stage.strays()], [port])
+    with stage.step("guard = drop cuts it off: it leaves from a port that is not ours"):
+        stage.apply_text(owning(KEPT, guard="drop"))
+        stage.expect("the old connection works", flow.talks(), False)
+        stage.expect("the new connection works", newer.talks())
     with stage.step("The slice comes back"):
-        stage.apply_text(owning(KEPT, WITHDRAWN))
+        stage.apply_text(owning(KEPT, WITHDRAWN, guard="drop"))
         stage.check()
+        flow.socket.settimeout(RETRANSMITTED_WITHIN_S)
         stage.expect("both connections work", flow.talks() and newer.talks())
 
 
