@@ -14,6 +14,7 @@ from nat_rewriter.errors import StateError
 from nat_rewriter.history.directory import list_parts, live_path, remove_drafts
 from nat_rewriter.history.merging import Batch
 from nat_rewriter.history.parts import READ, LivePart, carry_into, session_of
+from nat_rewriter.history.records import empty
 from nat_rewriter.history.sealing import Carry, remove_expired, seal
 
 _PART_SIGHTINGS = 1 << 19  # merging them takes some 200 MiB for a moment
@@ -74,6 +75,10 @@ class Journaling:
             self._stopping = True
             self._work.notify()
         self._thread.join()
+        try:
+            self._live.append([Batch(empty(), time.time_ns())])  # until then it was watched
+        except StateError as error:
+            self._tell_once(str(error))
         self._live.close()
         self._full.append(self._live.path)
         self._seal_all()

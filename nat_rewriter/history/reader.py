@@ -77,7 +77,7 @@ def find(directory: Path, question: Question) -> Iterator[Found]:
     sealed, journals = _look(directory)
     chain = _Chain(question)
     for part in sealed:
-        if part.overlaps(question.since_ns, question.until_ns) or chain.held:
+        if part.overlaps(question.since_ns, question.until_ns) or len(chain.held):
             records, slices = read_sealed(part.path, question.end, chain.keys(part), question.having)
             yield from chain.link(_of_protocols(records, question), slices, part.high_ns)
     written = is_written(directory)

@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +16,12 @@ import numpy as np
 
 from nat_rewriter.detect.ownership import SliceIndex
 from nat_rewriter.errors import StateError
+from nat_rewriter.flowtable import ResyncResult
 from nat_rewriter.history.directory import WriterLock
 from nat_rewriter.history.journaling import Journaling, Retention
 from nat_rewriter.history.merging import Batch
-from nat_rewriter.history.records import Column, Records, Sighting, Trait, joined, sightings_of
+from nat_rewriter.history.records import Column, Records, Sighting, Trait, joined
+from nat_rewriter.history.sightings import sightings_of
 from nat_rewriter.model.flows import Event
 from nat_rewriter.model.slices import Slice
 
@@ -54,9 +56,9 @@ class _Item(NamedTuple):
 class Recorder:
     """Keeps who had which tuple when, in the directory ``path``; there may be one of it at a time.
 
-    ``events``, ``found``, ``gone`` and ``snapshot`` take records of FLOW_FIELDS and never wait: what the queue has no
-    room for is lost, counted and told. After a loss, and at the start, ``wants_snapshot`` asks for the whole table,
-    so that no record stays open for ever. ``tell`` gets a sentence when writing fails and when it works again, from
+    ``events``, ``missed`` and ``snapshot`` take records of FLOW_FIELDS and never wait: what the queue has no room for
+    is lost, counted and told. After a loss, and at the start, ``wants_snapshot`` asks for the whole table, so that no
+    record stays open for ever. ``tell`` gets a sentence when writing fails and when it works again, from
     another thread. Raises StateError, LockHeld.
     """
 
@@ -112,13 +114,17 @@ class Recorder:
         wanted = records if updates else records[records["event"] != Event.UPDATE]
         self._put(_Item(wanted, time.time_ns(), None))
 
-    def found(self, records: Column) -> None:
-        """Take in entries that are there although no event had told of them."""
-        self._put(_Item(records, time.time_ns(), Sighting.SEEN))
+    def missed(self, result: ResyncResult, table: Container[int]) -> None:
+        """Take in what a resync of the flow table has shown that no event had told."""
+        for records in (result.added, result.changed):
+            # The dump may have an entry that an event has ended since.
+            still = [key in table for key in records["key"].tolist()]
+            self._put(_Item(records[np.array(still, bool)], time.time_ns(), Sighting.SEEN))
+        self._put(_Item(result.removed, time.time_ns(), Sighting.GONE))
 
-    def gone(self, records: Column) -> None:
-        """Take in entries that are there no longer although no event had told of it."""
-        self._put(_Item(records, time.time_ns(), Sighting.GONE))
+    def ask_snapshot(self) -> None:
+        """Note that something was not told."""
+        self._incomplete = True
 
     def snapshot(self, records: Column) -> None:
         """Take in all entries that there are."""
