@@ -18,6 +18,7 @@ import click
 from nat_rewriter.cli.env import Env, common_options
 from nat_rewriter.cli.kinds import only_option, pressure_option
 from nat_rewriter.cli.mending import mender_of, mending_options
+from nat_rewriter.cli.recording import Recording, recording_options
 from nat_rewriter.cli.state import read_configuration
 from nat_rewriter.errors import EXIT_DONE, NatctlError
 from nat_rewriter.model.findings import Kind
@@ -42,6 +43,7 @@ _DRAW_EVERY_S = 0.2  # however many events come
       natctl watch --metrics 127.0.0.1:9464     for Prometheus
       natctl watch --duration 60                for a minute
       natctl watch --heal --abort --dry-run     and what could be done about it
+      natctl watch --record PATH --keep 30d     for natctl history
     """
 )
 @click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Stop after that time.")
@@ -51,10 +53,11 @@ _DRAW_EVERY_S = 0.2  # however many events come
 @only_option
 @pressure_option
 @mending_options
+@recording_options
 @common_options(json=True)
 def watch(
     env: Env, duration: float | None, metrics: str | None, kinds: frozenset[Kind], pressure: float,
-    heal: bool, abort: bool, dry_run: bool, state: Path | None,
+    heal: bool, abort: bool, dry_run: bool, state: Path | None, recording: Recording | None,
 ) -> int:  # fmt: skip
     """The same as check, live, from conntrack events.
 
@@ -70,8 +73,9 @@ def watch(
     with ExitStack() as stack:
         stopped = stack.enter_context(_stop_signals())
         stack.enter_context(mender or nullcontext())
+        recorder = stack.enter_context(recording.begin(configuration.policy)) if recording else None
         watcher = stack.enter_context(
-            Watcher(configuration.policy, kinds, pressure=pressure, count_use=live or bool(endpoint))
+            Watcher(configuration.policy, kinds, pressure=pressure, count_use=live or bool(endpoint), recorder=recorder)
         )
         if endpoint:
             stack.enter_context(_served(watcher, *endpoint))

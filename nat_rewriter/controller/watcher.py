@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,12 +32,18 @@ from nat_rewriter.model.watching import SliceUse, WatchStatus
 
 LOOK_EVERY_S = 1.0
 # A look may take this share of the time, so that a great table leaves time for its events.
+if TYPE_CHECKING:
+    from nat_rewriter.history.recorder import Recorder
+
 _LOOK_SHARE = 0.2
 # After a loss the queue is read empty first; when it never is, the table is dumped anyway.
 _RESYNC_PATIENCE_S = 2.0
 _DUMP_ATTEMPTS = 5
 _AT_ONCE = frozenset({Kind.PORT_LEAKED, Kind.PORT_REMAPPED})
 
+# The end of an entry that is older than this listener may never be told (see EventStream): a dump tells.
+_RECHECK_EVERY_S = 60.0
+_RECHECK_SHARE = 0.02
 
 class Watcher:
     """Follows conntrack events in this network namespace and tells findings as they open and close.
@@ -57,8 +63,9 @@ class Watcher:
         count_use: bool = False,
     ) -> None:
         self._policy, self._kinds, self._pressure = policy, frozenset(kinds), pressure
+        recorder: Recorder | None = None,
         self._index = SliceIndex(policy.slices)
-        self._buffer_bytes, self._count_use = buffer_bytes, count_use
+        self._buffer_bytes, self._count_use, self._recorder = buffer_bytes, count_use, recorder
         self._tracker = FindingTracker()
         self._drift = DriftPoll(policy, wanted=bool(needs_of(kinds) & Needs.DRIFT))
         self._fresh: list[Records] = []
@@ -69,6 +76,7 @@ class Watcher:
         self._dropped_now = 0
         self._stale_since = self._next_look = self._last_look = 0.0
         self._events_at_look = 0
+        self._next_recheck = time.monotonic() + _RECHECK_EVERY_S
         self.status = WatchStatus(TableState.SYNCING.value)
 
     def __enter__(self) -> Watcher:
@@ -105,6 +113,8 @@ class Watcher:
         changes = self._judge_fresh()
         if self._table.state is TableState.STALE and (drained or self._stale_for() > _RESYNC_PATIENCE_S):
             self._resync()
+        if self._recorder and self._table.state is TableState.LIVE:
+            self._complete_record(self._recorder)
             changes += self._judge_fresh()
         # While events are missing the table would show what is not: it is dumped again first.
         if self._table.state is TableState.LIVE and time.monotonic() >= self._next_look:
@@ -117,6 +127,9 @@ class Watcher:
         applied = self._table.apply(batch.records)
         if len(applied.added):
             self._fresh.append(applied.added)
+        if self._recorder:
+            missing = bool(batch.overruns) or self._table.state is not TableState.LIVE
+            self._recorder.events(batch.records, updates=missing)
         self.status = replace(self.status, events=self.status.events + len(batch.records))
         if batch.overruns:
             self._note_loss(batch.overruns)
@@ -200,6 +213,8 @@ class Watcher:
         self._loss = self._loss_of(result)
         self._dropped_now = 0
         self._stale_since = time.monotonic()
+        if self._recorder:
+            self._recorder.missed(result, self._table)
         self._next_look = 0.0
         self.status = replace(
             self.status, resyncs=self.status.resyncs + 1, resync_seconds=time.monotonic() - started
@@ -207,6 +222,17 @@ class Watcher:
 
     def _loss_of(self, result: ResyncResult) -> Loss:
         before = self._loss or Loss(0)
+    def _complete_record(self, recorder: Recorder) -> None:
+        """Give the recorder what events alone do not tell."""
+        if recorder.wants_snapshot:
+            recorder.snapshot(self._table.records())
+        started = time.monotonic()
+        if started >= self._next_recheck:
+            self._table.begin_resync()
+            recorder.missed(self._take_whole_dump(), self._table)
+            took = time.monotonic() - started
+            self._next_recheck = started + max(_RECHECK_EVERY_S, took / _RECHECK_SHARE)
+
         return Loss(
             before.events + self._dropped_now,
             before.added + len(result.added),
@@ -222,6 +248,8 @@ class Watcher:
             except NetlinkError:  # the table was resized meanwhile: the dump may lack entries
                 self._table.begin_resync()
         return self._take_dump()
+                if self._recorder:
+                    self._recorder.ask_snapshot()
 
     def _take_dump(self) -> ResyncResult:
         for part in dump_batches():
@@ -254,5 +282,6 @@ def count_slices(observation: Observation) -> tuple[SliceUse, ...]:
         use = busiest.get(number)
         towards = f"{use.towards.protocol} {use.towards.destination}" if use else ""
         capacity = sum(len(ports) for ports in each.rewrite_ranges)
-        rows.append(SliceUse(each.name, observation.slice_flows[number], towards, use.used if use else 0, capacity))
-    return tuple(rows)
+        return SliceUse(each.name, flows, "", 0, capacity, capacity)
+    towards = f"{use.towards.protocol} {use.towards.destination}"
+    return SliceUse(each.name, flows, towards, use.used, use.capacity, use.findable)
