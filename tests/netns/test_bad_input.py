@@ -185,3 +185,13 @@ def test_what_the_system_lacks_is_named(error: str, needs: str, lab: Lab, tmp_pa
     refused = run([sys.executable, str(script), "diff", "--config", str(lab.config())])
     assert refused.returncode == 4
     assert needs in refused.stderr
+
+
+def test_a_system_without_names_of_protocols(lab: Lab, tmp_path: Path) -> None:
+    nothing = tmp_path / "protocols"
+    nothing.touch()
+    command = f'mount --bind "{nothing}" /etc/protocols && exec "$@"'
+    apply = natctl("apply", "--config", lab.config())
+    found = lab.egress.run(["unshare", "-m", "sh", "-c", command, "sh", *apply], check=False)
+    assert found.returncode == 4
+    assert "/etc/protocols (Debian: netbase)" in found.stderr
