@@ -30,20 +30,20 @@ from nat_rewriter.model.findings import Finding, Kind
 from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.watching import SliceUse, WatchStatus
 
-LOOK_EVERY_S = 1.0
-# A look may take this share of the time, so that a great table leaves time for its events.
 if TYPE_CHECKING:
     from nat_rewriter.history.recorder import Recorder
 
+LOOK_EVERY_S = 1.0
+# A look may take this share of the time, so that a great table leaves time for its events.
 _LOOK_SHARE = 0.2
 # After a loss the queue is read empty first; when it never is, the table is dumped anyway.
 _RESYNC_PATIENCE_S = 2.0
 _DUMP_ATTEMPTS = 5
-_AT_ONCE = frozenset({Kind.PORT_LEAKED, Kind.PORT_REMAPPED})
-
 # The end of an entry that is older than this listener may never be told (see EventStream): a dump tells.
 _RECHECK_EVERY_S = 60.0
 _RECHECK_SHARE = 0.02
+_AT_ONCE = frozenset({Kind.PORT_LEAKED, Kind.PORT_REMAPPED})
+
 
 class Watcher:
     """Follows conntrack events in this network namespace and tells findings as they open and close.
@@ -61,9 +61,9 @@ class Watcher:
         pressure: float = PRESSURE,
         buffer_bytes: int = 32 << 20,
         count_use: bool = False,
+        recorder: Recorder | None = None,
     ) -> None:
         self._policy, self._kinds, self._pressure = policy, frozenset(kinds), pressure
-        recorder: Recorder | None = None,
         self._index = SliceIndex(policy.slices)
         self._buffer_bytes, self._count_use, self._recorder = buffer_bytes, count_use, recorder
         self._tracker = FindingTracker()
@@ -74,9 +74,9 @@ class Watcher:
         self.looks = 0
         self._loss: Loss | None = None
         self._dropped_now = 0
+        self._next_recheck = time.monotonic() + _RECHECK_EVERY_S
         self._stale_since = self._next_look = self._last_look = 0.0
         self._events_at_look = 0
-        self._next_recheck = time.monotonic() + _RECHECK_EVERY_S
         self.status = WatchStatus(TableState.SYNCING.value)
 
     def __enter__(self) -> Watcher:
@@ -111,10 +111,10 @@ class Watcher:
         """Take in the events that are there, or wait for some; return the findings that opened or closed."""
         drained = self._read(min(timeout_s, max(0.0, self._next_look - time.monotonic())))
         changes = self._judge_fresh()
-        if self._table.state is TableState.STALE and (drained or self._stale_for() > _RESYNC_PATIENCE_S):
-            self._resync()
         if self._recorder and self._table.state is TableState.LIVE:
             self._complete_record(self._recorder)
+        if self._table.state is TableState.STALE and (drained or self._stale_for() > _RESYNC_PATIENCE_S):
+            self._resync()
             changes += self._judge_fresh()
         # While events are missing the table would show what is not: it is dumped again first.
         if self._table.state is TableState.LIVE and time.monotonic() >= self._next_look:
@@ -125,11 +125,11 @@ class Watcher:
         """Apply one batch of events; tell whether nothing is left in the queue."""
         batch = self._stream.read(timeout_s)
         applied = self._table.apply(batch.records)
-        if len(applied.added):
-            self._fresh.append(applied.added)
         if self._recorder:
             missing = bool(batch.overruns) or self._table.state is not TableState.LIVE
             self._recorder.events(batch.records, updates=missing)
+        if len(applied.added):
+            self._fresh.append(applied.added)
         self.status = replace(self.status, events=self.status.events + len(batch.records))
         if batch.overruns:
             self._note_loss(batch.overruns)
@@ -211,17 +211,15 @@ class Watcher:
         self._table.begin_resync()
         result = self._take_whole_dump()
         self._loss = self._loss_of(result)
-        self._dropped_now = 0
-        self._stale_since = time.monotonic()
         if self._recorder:
             self._recorder.missed(result, self._table)
+        self._dropped_now = 0
+        self._stale_since = time.monotonic()
         self._next_look = 0.0
         self.status = replace(
             self.status, resyncs=self.status.resyncs + 1, resync_seconds=time.monotonic() - started
         )  # fmt: skip
 
-    def _loss_of(self, result: ResyncResult) -> Loss:
-        before = self._loss or Loss(0)
     def _complete_record(self, recorder: Recorder) -> None:
         """Give the recorder what events alone do not tell."""
         if recorder.wants_snapshot:
@@ -233,6 +231,8 @@ class Watcher:
             took = time.monotonic() - started
             self._next_recheck = started + max(_RECHECK_EVERY_S, took / _RECHECK_SHARE)
 
+    def _loss_of(self, result: ResyncResult) -> Loss:
+        before = self._loss or Loss(0)
         return Loss(
             before.events + self._dropped_now,
             before.added + len(result.added),
@@ -246,10 +246,10 @@ class Watcher:
             try:
                 return self._take_dump()
             except NetlinkError:  # the table was resized meanwhile: the dump may lack entries
-                self._table.begin_resync()
-        return self._take_dump()
                 if self._recorder:
                     self._recorder.ask_snapshot()
+                self._table.begin_resync()
+        return self._take_dump()
 
     def _take_dump(self) -> ResyncResult:
         for part in dump_batches():
@@ -282,6 +282,5 @@ def count_slices(observation: Observation) -> tuple[SliceUse, ...]:
         use = busiest.get(number)
         towards = f"{use.towards.protocol} {use.towards.destination}" if use else ""
         capacity = sum(len(ports) for ports in each.rewrite_ranges)
-        return SliceUse(each.name, flows, "", 0, capacity, capacity)
-    towards = f"{use.towards.protocol} {use.towards.destination}"
-    return SliceUse(each.name, flows, towards, use.used, use.capacity, use.findable)
+        rows.append(SliceUse(each.name, observation.slice_flows[number], towards, use.used if use else 0, capacity))
+    return tuple(rows)
