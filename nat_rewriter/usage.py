@@ -45,13 +45,18 @@ def list_busiest(observation: Observation, most: int) -> list[DestinationUse]:
     count = UseCount(observation.flows, observation.wire_rows, observation.wire_numbers, observation.index)
     fullest = np.argsort(-count.used / np.maximum(count.capacities, 1), kind="stable")[:most]
     uses = sorted(count.uses(fullest), key=lambda use: use.used / max(use.capacity, 1), reverse=True)
-    names = [each.name for each in observation.slices]
     return [
         DestinationUse(
-            names[use.slice_number], use.towards.protocol, use.towards.destination, use.used, use.capacity, use.zone
+            observation.slices[use.slice_number].name,
+            use.towards.protocol,
+            use.towards.destination,
+            use.used,
+            use.capacity,
+            use.findable,
+            use.zone,
         )
         for use in uses
-    ]  # fmt: skip
+    ]
 
 
 def list_strays(elements: Iterable[str]) -> list[Stray]:

@@ -53,10 +53,11 @@ def _slices(overview: Overview) -> Table:
 
 
 def _busiest(overview: Overview) -> Table:
-    table = _table("busiest destination", "slice", "used", "headroom", "", right=("headroom",))
+    right = ("headroom", "findable")
+    table = _table("busiest destination", "slice", "used", *right, "", right=right)
     for use in overview.busiest:
-        used = f"{use.used} of {use.capacity}"
-        table.add_row(f"{use.protocol} {use.destination}", use.slice, used, str(use.headroom), _bar(use))
+        counts = f"{use.used} of {use.capacity}", str(use.headroom), str(use.findable)
+        table.add_row(f"{use.protocol} {use.destination}", use.slice, *counts, _bar(use))
     table.add_row()
     return table
 

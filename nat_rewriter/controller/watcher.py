@@ -21,6 +21,7 @@ from nat_rewriter.controller.observation import (
 )
 from nat_rewriter.detect import FindingTracker, Loss, Needs, Observation, SliceIndex, find_findings
 from nat_rewriter.detect.tracker import Change
+from nat_rewriter.detect.uses import Use
 from nat_rewriter.errors import NetlinkError
 from nat_rewriter.flowtable import FlowTable, Records, ResyncResult, TableState
 from nat_rewriter.kernel.conntrack import dump_batches
@@ -28,6 +29,7 @@ from nat_rewriter.kernel.conntrack_events import EventStream
 from nat_rewriter.kernel.sockets import list_sockets
 from nat_rewriter.model.findings import Finding, Kind
 from nat_rewriter.model.policy import Policy
+from nat_rewriter.model.slices import Slice
 from nat_rewriter.model.watching import SliceUse, WatchStatus
 
 if TYPE_CHECKING:
@@ -277,10 +279,15 @@ class Watcher:
 def count_slices(observation: Observation) -> tuple[SliceUse, ...]:
     """Return the use of every slice, in the order of the configuration."""
     busiest = {use.slice_number: use for use in observation.busiest}
-    rows = []
-    for number, each in enumerate(observation.slices):
-        use = busiest.get(number)
-        towards = f"{use.towards.protocol} {use.towards.destination}" if use else ""
+    return tuple(
+        _slice_use(each, flows, busiest.get(number))
+        for number, (each, flows) in enumerate(zip(observation.slices, observation.slice_flows, strict=True))
+    )
+
+
+def _slice_use(each: Slice, flows: int, use: Use | None) -> SliceUse:
+    if use is None:
         capacity = sum(len(ports) for ports in each.rewrite_ranges)
-        rows.append(SliceUse(each.name, observation.slice_flows[number], towards, use.used if use else 0, capacity))
-    return tuple(rows)
+        return SliceUse(each.name, flows, "", 0, capacity, capacity)
+    towards = f"{use.towards.protocol} {use.towards.destination}"
+    return SliceUse(each.name, flows, towards, use.used, use.capacity, use.findable)

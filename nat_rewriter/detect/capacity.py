@@ -7,6 +7,9 @@ from nat_rewriter.detect.parties import port_word
 from nat_rewriter.detect.uses import Use
 from nat_rewriter.model.findings import Finding, Kind
 
+# Half of a percent is nothing to speak of.
+_SURE = 0.995
+
 
 def find_slice_exhausted(observation: Observation) -> list[Finding]:
     """Destinations towards which every port of a slice is in use."""
@@ -14,11 +17,11 @@ def find_slice_exhausted(observation: Observation) -> list[Finding]:
 
 
 def find_slice_pressure(observation: Observation) -> list[Finding]:
-    """Destinations that use more of a slice than the threshold, and not all of it yet."""
+    """Destinations that use more than the threshold of the ports that are in use or findable, and not all ports yet."""
     return [
         _pressure(observation, use)
         for use in observation.uses
-        if observation.pressure * use.capacity < use.used < use.capacity
+        if observation.pressure * (use.used + use.free * use.find_chance) < use.used < use.capacity
     ]
 
 
@@ -35,17 +38,21 @@ def _exhausted(observation: Observation, use: Use) -> Finding:
 
 def _pressure(observation: Observation, use: Use) -> Finding:
     name, where = observation.index.slice_name(use.slice_number), use.towards.destination
+    missed = ""
+    if use.find_chance < _SURE:
+        missed = f", and the kernel's search misses the free ones for {1 - use.find_chance:.0%} of new flows"
     return _finding(
         observation,
         Kind.SLICE_PRESSURE,
         use,
-        f"{use.used} of the {use.capacity} {port_word(use.towards)}s of slice {name} are in use to {where}.",
+        f"{use.used} of the {use.capacity} {port_word(use.towards)}s of slice {name} are in use to {where}{missed}.",
     )
 
 
 def _finding(observation: Observation, kind: Kind, use: Use, message: str) -> Finding:
     destination = use.towards.destination
     zone = {"zone": use.zone} if use.zone else {}
+    headroom = {"free": use.free, "findable": use.findable, "find_chance": round(use.find_chance, 3)}
     return Finding(
         kind,
         message,
@@ -54,5 +61,5 @@ def _finding(observation: Observation, kind: Kind, use: Use, message: str) -> Fi
         slice=observation.index.slice_name(use.slice_number),
         protocol=use.towards.protocol,
         subject=f"{destination} {use.zone}",
-        extra={"destination": destination, "used": use.used, "capacity": use.capacity, **zone},
+        extra={"destination": destination, "used": use.used, "capacity": use.capacity, **headroom, **zone},
     )

@@ -43,18 +43,22 @@ class SliceFlows:
 
 @dataclass(frozen=True, slots=True)
 class DestinationUse:
-    """How many of a slice's ports are used towards one destination: a port serves each destination once."""
+    """How many of a slice's ports are used towards one destination: a port serves each destination once.
+
+    ``findable``: of as many new flows as there are free ports, how many the kernel's search would find one for.
+    """
 
     slice: str
     protocol: str
     destination: str
     used: int
     capacity: int
+    findable: int
     zone: int = 0
 
     @property
     def headroom(self) -> int:
-        """How many more flows may find a port."""
+        """How many ports are free."""
         return max(0, self.capacity - self.used)
 
 

@@ -9,13 +9,17 @@ from nat_rewriter.model.findings import Finding
 
 @dataclass(frozen=True, slots=True)
 class SliceUse:
-    """How much of a slice is in use: its flows, and the destination that uses most of its ports."""
+    """How much of a slice is in use: its flows, and the destination that uses most of its ports.
+
+    ``findable``: of as many new flows there as ports are free, how many the kernel's search would find one for.
+    """
 
     name: str
     flows: int
     busiest: str  # protocol and destination; empty where nothing uses the slice
     used: int
     capacity: int
+    findable: int
 
 
 @dataclass(frozen=True, slots=True)

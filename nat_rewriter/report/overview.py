@@ -49,6 +49,7 @@ def _destination_object(use: DestinationUse) -> dict[str, Any]:
         "used": use.used,
         "capacity": use.capacity,
         "headroom": use.headroom,
+        "findable": use.findable,
         **zone,
     }
 
@@ -72,7 +73,8 @@ def overview_lines(overview: Overview) -> Iterator[str]:
     if overview.outside:
         yield f"outside flows={overview.outside}"
     for use in overview.busiest:
-        yield f"busiest {use.slice} {use.protocol} {use.destination} used={use.used} headroom={use.headroom}"
+        free = f"headroom={use.headroom} findable={use.findable}"
+        yield f"busiest {use.slice} {use.protocol} {use.destination} used={use.used} {free}"
     for stray in overview.strays:
         yield f"stray {stray.tuple} packets={stray.packets} last-seen={age_text(stray.last_seen_s)}"
     yield from (f"drift {line}" for line in overview.differences)

@@ -68,7 +68,8 @@ def test_flows_are_counted_by_slice_protocol_and_origin(lab: Lab) -> None:
     assert told["conntrack"]["entries"] >= 8
     busiest = told["busiest"][0]
     assert busiest == {
-        "slice": "ams-1", "protocol": "tcp", "destination": f"{SERVER}:443", "used": 4, "capacity": 10, "headroom": 6
+        "slice": "ams-1", "protocol": "tcp", "destination": f"{SERVER}:443", "used": 4, "capacity": 10, "headroom": 6,
+        "findable": 6,
     }  # fmt: skip
     assert len(kept) == 5
 
@@ -138,7 +139,7 @@ def test_on_a_terminal_it_is_tables(lab: Lab) -> None:
     os.close(near)
     assert process.returncode == 0, shown
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
-    assert re.search(rf"^tcp {SERVER}:443 +ams-1 +1 of 10 +9 +█", text, re.MULTILINE), text
+    assert re.search(rf"^tcp {SERVER}:443 +ams-1 +1 of 10 +9 +9 +█", text, re.MULTILINE), text
     assert "The live table is what the configuration says." in text
 
 

@@ -197,7 +197,9 @@ def fill(count: int, protocol: str = "tcp", server: tuple[str, int] = WEB) -> li
 def test_full_slice_is_exhausted_for_one_destination(protocol: str, where: str) -> None:
     (finding,) = look(*fill(10, protocol), *fill(3, protocol, ("203.0.113.2", 443)))
     assert (finding.kind, finding.slice, finding.protocol) == (Kind.SLICE_EXHAUSTED, "ams-1", protocol)
-    assert finding.extra == {"destination": where, "used": 10, "capacity": 10}
+    assert finding.extra == {
+        "destination": where, "used": 10, "capacity": 10, "free": 0, "findable": 0, "find_chance": 0.0,
+    }  # fmt: skip
 
 
 def test_nearly_full_slice_is_under_pressure() -> None:

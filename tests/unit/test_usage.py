@@ -135,7 +135,7 @@ def test_lines_begin_with_what_they_are_about() -> None:
         "slice ams-1 198.51.100.10 9000-9009 size=10 tcp=1+0 udp=0+0 icmp=0+0",
         "slice ams-6 2001:db8:5::10 9000-9009 size=10 tcp=0+0 udp=0+0",
         "outside flows=1",
-        "busiest ams-1 tcp 203.0.113.1:443 used=1 headroom=9",
+        "busiest ams-1 tcp 203.0.113.1:443 used=1 headroom=9 findable=9",
         "stray tcp 198.51.100.10:1 203.0.113.1:443 packets=1 last-seen=10s",
         "drift -soft4: 192.0.2.1",
         "conntrack entries=7 max=100",
