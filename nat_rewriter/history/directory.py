@@ -25,7 +25,7 @@ _WRITE = "record history"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file of a history; a sealed one has flows that existed from ``low_ns`` to ``high_ns``."""
+    """A file of a history; the flows of a sealed one began at ``low_ns`` or later and ended by ``high_ns``."""
 
     path: Path
     number: int

@@ -92,8 +92,8 @@ class Journaling:
         part, keep_ns, keep_bytes = self._live, self._retention.keep_ns, self._retention.keep_bytes
         if not part.sightings:
             return False
-        # Open flows are written into each part anew: the more of them, the larger a part has to be.
-        if part.sightings >= max(_PART_SIGHTINGS, 2 * self._open_flows):
+        # Open flows are carried into each live part anew: the more of them, the longer it has to last.
+        if part.sightings >= max(_PART_SIGHTINGS, self._open_flows):
             return True
         span_ns = _PART_SPAN_NS if keep_ns is None else min(_PART_SPAN_NS, keep_ns // _PARTS_KEPT)
         return now_ns - part.since_ns >= span_ns or (

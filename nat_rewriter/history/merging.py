@@ -39,12 +39,12 @@ def merge(batches: Sequence[Batch]) -> Records:
     return records
 
 
-def carried(records: Records) -> Records:
-    """Return the records that have not ended as sightings, to begin the next part with."""
-    still = picked(records, np.flatnonzero(records["end_mark"] == EndMark.OPEN))
+def parted(records: Records) -> tuple[Records, Records]:
+    """Return the records that have ended; and the others as sightings, to begin the next part with."""
+    is_open = records["end_mark"] == EndMark.OPEN
+    still = picked(records, np.flatnonzero(is_open))
     still["sighting"] = Sighting.SEEN
-    still["traits"] |= int(Trait.CARRIED)
-    return still
+    return picked(records, np.flatnonzero(~is_open)), still
 
 
 def end_recording(records: Records, time_ns: int) -> None:

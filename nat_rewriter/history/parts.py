@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nat_rewriter.errors import StateError
 from nat_rewriter.history.merging import Batch
@@ -19,7 +19,6 @@ from nat_rewriter.history.records import Records, joined, key_of, order_by, pick
 SIDES = ("wire", "client")
 PAGE_RECORDS = 1024
 DRAFT = ".draft"
-KeyRange = tuple[bytes, bytes]
 _FORMAT = 1
 _APPLICATION_ID = 0x6E617463  # "natc"
 _BUSY_S = 10.0
@@ -103,28 +102,43 @@ class Journal:
 def write_sealed(path: Path, records: Records, session: str, slices: Sequence[str]) -> None:
     """Write a sealed part; its name appears when it is whole."""
     facts = {"session": session, "slices": json.dumps(tuple(slices)), "records": str(len(records))}
-    page = "CREATE TABLE page (number INTEGER PRIMARY KEY, side INTEGER, first BLOB, last BLOB, records BLOB)"
-    insert = "INSERT INTO page (side, first, last, records) VALUES (?, ?, ?, ?)"
+    page = "CREATE TABLE page (side INTEGER, first BLOB, last BLOB, low_ns INTEGER, high_ns INTEGER, records BLOB)"
+    insert = "INSERT INTO page VALUES (?, ?, ?, ?, ?, ?)"
     with told(_WRITE, path), _drafted(path, page, facts) as database:
         for side, end in enumerate(SIDES):
             database.executemany(insert, _pages(records, side, end))
-        database.execute("CREATE INDEX place ON page (side, last, first)")
+        database.execute("CREATE INDEX place ON page (side, last, first, low_ns, high_ns)")
 
 
-def read_sealed(path: Path, end: str, keys: Sequence[KeyRange], having: Places = ()) -> tuple[Records, tuple[str, ...]]:
-    """Return records chosen by their bytes, of pages that may have keys in one of the ranges; and the slices' names.
+class Wanted(NamedTuple):
+    """What is to be read of a sealed part: by which end, from which key to which, of what time, having what bytes."""
+
+    end: str
+    low: bytes
+    high: bytes
+    since_ns: int
+    until_ns: int
+    having: Places = ()
+
+
+def read_sealed(path: Path, wanted: Wanted) -> tuple[Records, tuple[str, ...]]:
+    """Return records that have the bytes wanted, from pages that may have the keys and times; and the slices' names.
 
     A part that was deleted meanwhile has none.
     """
-    question = "SELECT number, records FROM page WHERE side = ? AND last >= ? AND first <= ? ORDER BY last"
+    question = (
+        "SELECT records FROM page WHERE side = ? AND last >= ? AND first <= ? AND low_ns <= ? AND high_ns >= ?"
+        " ORDER BY last"
+    )
     if not path.exists():
         return joined([]), ()
     with _opened(path, "immutable=1") as database:
-        pages: dict[int, bytes] = {}
-        for low, high in keys:
-            pages |= database.execute(question, (SIDES.index(end), low, high)).fetchall()
+        values = (SIDES.index(wanted.end), wanted.low, wanted.high, wanted.until_ns, wanted.since_ns)
+        found = joined([_unpacked(page, path, wanted.having) for (page,) in database.execute(question, values)])
+        if not len(found):
+            return found, ()
         (slices,) = database.execute("SELECT value FROM fact WHERE name = 'slices'").fetchone()
-    return joined([_unpacked(page, path, having) for page in pages.values()]), tuple(json.loads(slices))
+    return found, tuple(json.loads(slices))
 
 
 def session_of(path: Path) -> str:
@@ -187,11 +201,12 @@ def _check_format(database: sqlite3.Connection, path: Path) -> None:
         raise StateError(READ, f"written by another release of natctl, format {version}", path)
 
 
-def _pages(records: Records, side: int, end: str) -> Iterator[tuple[int, bytes, bytes, bytes]]:
+def _pages(records: Records, side: int, end: str) -> Iterator[tuple[Any, ...]]:
     ordered = picked(records, order_by(records, end))
     for at in range(0, len(ordered), PAGE_RECORDS):
         page = ordered[at : at + PAGE_RECORDS]
-        yield side, key_of(page[0], end), key_of(page[-1], end), pack(page)
+        times = int(page["start_ns"].min()), int(page["end_ns"].max())
+        yield side, key_of(page[0], end), key_of(page[-1], end), *times, pack(page)
 
 
 def _packed(sightings: Records) -> bytes:

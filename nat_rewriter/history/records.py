@@ -87,7 +87,6 @@ class Trait(enum.IntFlag):
     LOCAL = 1  # this host was its inner end; otherwise it was forwarded
     INBOUND = 2  # it was begun by the remote
     COUNTED = 4  # packets and bytes are known
-    CARRIED = 8  # it began in an earlier part
 
 
 def empty(count: int = 0) -> Records:
