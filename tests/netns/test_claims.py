@@ -296,3 +296,14 @@ def test_a_local_flow_that_was_moved_has_a_claim_too(lab: Lab, family: int) -> N
     listener.accept()
     _, moved = listener.accept()
     assert ("tcp", soft, moved[1], server, TCP_PORT) in read_claims(lab, family)
+
+
+@pytest.mark.parametrize("priority", [-150, 50, 250])
+def test_claims_follow_rewriting_whatever_its_priority(lab_factory: Callable[..., Lab], priority: int) -> None:
+    lab = lab_factory()
+    text = configuration(lab.slices, coexist="refuse")
+    apply(lab, text.replace("[controller]", f"[controller]\nsrcnat_priority = {priority}"))
+    nat_flow(lab, 4)
+    ((_, soft, port, server, _),) = read_claims(lab, 4)
+    with pytest.raises(ConnectionRefusedError):
+        lab.egress.tcp_connect((server, TCP_PORT), src=(soft, port))
