@@ -20,8 +20,6 @@ from netns_lab.topology import SOFT_ADDRESS, SOFT_ADDRESS_6
 LabFactory = Callable[..., Lab]
 SLICE = PortRange(10240, 12287)
 EACH, SECONDS = (10_000, 60) if os.environ.get("NATCTL_LONG_TESTS") else (1_500, 10)
-# So short that ports are used again within the test.
-TIMEOUTS = {"tcp_time_wait": SECONDS // 3, "tcp_close": 2}
 
 
 @pytest.mark.parametrize("coexist", ["confine", "refuse", "split"])
@@ -29,7 +27,7 @@ TIMEOUTS = {"tcp_time_wait": SECONDS // 3, "tcp_close": 2}
 def test_nothing_leaks_and_nothing_hangs(lab_factory: LabFactory, coexist: str, family: int) -> None:
     lab = lab_factory(slices=[f"{SOFT_ADDRESS}:{SLICE}", f"[{SOFT_ADDRESS_6}]:{SLICE}"], clients=50)
     serve(lab.server)
-    apply(lab, configuration(lab.slices, coexist=coexist, timeouts=TIMEOUTS))
+    apply(lab, configuration(lab.slices, coexist=coexist))
     seen = churn(lab, socket_half(SLICE) if coexist == "split" else SLICE, each=EACH, seconds=SECONDS, family=family)
     assert seen.leaked == 0
     assert (seen.total("hung"), seen.total("gave_up"), seen.total("broken")) == (0, 0, 0)

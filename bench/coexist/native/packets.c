@@ -3,7 +3,8 @@
  *
  * That is the median over batches, so that whatever else the processor is given to do in between does not count.
  * Each frame is the first of a flow of its own, or with --one-flow all are of the same one. The whole way to the last
- * hop is walked inside the send call, since the interfaces of a lab are pairs of virtual ones.
+ * hop is walked inside the send call, since the interfaces of a lab are pairs of virtual ones. With --socket a client
+ * sends datagrams of its own, and its share of the work counts too.
  */
 #define _GNU_SOURCE
 #include <getopt.h>
@@ -23,13 +24,15 @@
 enum { BATCH = 32, SLOT = 96, FIRST_PORT = 20000, PORTS = 40000 };
 
 static struct {
-	int tcp, one_flow, count, sources, destinations, cpu;
+	int tcp, one_flow, socket, count, sources, destinations, cpu;
 	const char *device, *gateway;
 	union endpoint source, destination;
 } want = { .count = 1000, .sources = 1, .destinations = 1, .cpu = -1 };
 
 static uint8_t *frames;
 static size_t frame_size;
+static union endpoint *destinations; /* of each frame */
+static int *sockets; /* of each source */
 
 static uint32_t sum16(uint32_t sum, const void *bytes, size_t size)
 {
@@ -130,6 +133,7 @@ static void put_frame(uint8_t *frame, int number)
 	/* Towards another port each: the port search of NAT finds the first port it looks at free. */
 	endpoint_set_port(&from, FIRST_PORT + flow / pairs / PORTS);
 	endpoint_set_port(&to, FIRST_PORT + flow / pairs % PORTS);
+	destinations[number] = to;
 	uint8_t *transport = put_ip(put_ethernet(frame), &from, &to, size);
 
 	put_transport(transport, &from, &to, size);
@@ -157,13 +161,38 @@ static double now_ns(void)
 	return t.tv_sec * 1e9 + t.tv_nsec;
 }
 
-static void send_batch(int fd, const uint8_t *frame)
+static void open_sockets(void)
+{
+	sockets = calloc(want.sources, sizeof(*sockets));
+	for (int i = 0; i < want.sources; i++) {
+		union endpoint from = endpoint_after(&want.source, i);
+
+		endpoint_set_port(&from, FIRST_PORT);
+		sockets[i] = socket(from.any.sa_family, SOCK_DGRAM, 0);
+		if (sockets[i] < 0 || bind(sockets[i], &from.any, endpoint_size(&from))) {
+			perror("packets");
+			exit(1);
+		}
+	}
+}
+
+static void send_datagrams(int first)
+{
+	for (int number = first; number < first + BATCH; number++) {
+		int flow = want.one_flow ? 0 : number;
+		union endpoint *to = &destinations[number];
+
+		sendto(sockets[flow % want.sources], "0123456789abcdef", 16, 0, &to->any, endpoint_size(to));
+	}
+}
+
+static void send_frames(int fd, int first)
 {
 	struct mmsghdr messages[BATCH] = { 0 };
 	struct iovec pieces[BATCH];
 
 	for (int i = 0; i < BATCH; i++) {
-		pieces[i] = (struct iovec){ (uint8_t *)frame + (size_t)i * SLOT, frame_size };
+		pieces[i] = (struct iovec){ frames + (size_t)(first + i) * SLOT, frame_size };
 		messages[i].msg_hdr.msg_iov = &pieces[i];
 		messages[i].msg_hdr.msg_iovlen = 1;
 	}
@@ -181,15 +210,18 @@ static int ascending(const void *one, const void *other)
 	return (difference > 0) - (difference < 0);
 }
 
-static double median_ns(int fd)
+static double median_ns(void)
 {
-	int batches = want.count / BATCH;
+	int fd = open_device(), batches = want.count / BATCH;
 	double *times = calloc(batches, sizeof(*times));
 
 	for (int i = 0; i < batches; i++) {
 		double start = now_ns();
 
-		send_batch(fd, frames + (size_t)i * BATCH * SLOT);
+		if (want.socket)
+			send_datagrams(i * BATCH);
+		else
+			send_frames(fd, i * BATCH);
 		times[i] = (now_ns() - start) / BATCH;
 	}
 	qsort(times, batches, sizeof(*times), ascending);
@@ -199,7 +231,7 @@ static double median_ns(int fd)
 static const struct option options[] = {
 	{ "device", 1, 0, 'd' }, { "gateway", 1, 0, 'g' }, { "source", 1, 0, 's' }, { "sources", 1, 0, 'S' },
 	{ "to", 1, 0, 't' }, { "destinations", 1, 0, 'D' }, { "count", 1, 0, 'c' }, { "tcp", 0, 0, 'T' },
-	{ "one-flow", 0, 0, 'o' }, { "cpu", 1, 0, 'C' }, { 0 },
+	{ "one-flow", 0, 0, 'o' }, { "cpu", 1, 0, 'C' }, { "socket", 0, 0, 'k' }, { 0 },
 };
 
 static void set_option(int option)
@@ -214,10 +246,11 @@ static void set_option(int option)
 	case 'c': want.count = atoi(optarg); break;
 	case 'T': want.tcp = 1; break;
 	case 'o': want.one_flow = 1; break;
+	case 'k': want.socket = 1; break;
 	case 'C': want.cpu = atoi(optarg); break;
 	default:
 		fputs("packets --device NAME --gateway MAC --source ADDRESS [--sources N] --to ADDRESS [--destinations N]\n"
-		      "  [--count N] [--tcp] [--one-flow] [--cpu N]\n", stderr);
+		      "  [--count N] [--tcp | --socket] [--one-flow] [--cpu N]\n", stderr);
 		exit(2);
 	}
 }
@@ -240,8 +273,11 @@ int main(int count, char **arguments)
 	if (want.cpu >= 0)
 		stay_on(want.cpu);
 	frames = calloc(want.count, SLOT);
+	destinations = calloc(want.count, sizeof(*destinations));
 	for (int i = 0; i < want.count; i++)
 		put_frame(frames + (size_t)i * SLOT, i);
-	printf("%.1f\n", median_ns(open_device()));
+	if (want.socket)
+		open_sockets();
+	printf("%.1f\n", median_ns());
 	return 0;
 }
