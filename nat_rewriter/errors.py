@@ -9,6 +9,7 @@
     ├── UnsupportedFeature                       exit 4   names what is needed and what was found
     ├── LockHeld                                 exit 1   another natctl is changing the same namespace
     ├── NamespaceMissing                         exit 1   no such network namespace
+    ├── Interrupted                              exit 1   ended half-way by its user; says how to go on
     ├── StateError                               exit 1   what natctl keeps on disk could not be read or written
     └── KernelError                              exit 1   an operation that the kernel refused
         ├── NftError                             exit 1   libnftables refused, crashed, hung or answered garbage
@@ -100,6 +101,10 @@ class NamespaceMissing(NatctlError):
 
     def __init__(self, name: str) -> None:
         super().__init__("enter network namespace", "does not exist, expected a name under /run/netns or a path", name)
+
+
+class Interrupted(NatctlError):
+    """The user ended what takes its time; nothing is half done, and the reason says how to go on."""
 
 
 class StateError(NatctlError):

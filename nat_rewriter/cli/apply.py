@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,6 +34,7 @@ wait_option = click.option(
       natctl apply --netns egress -v       in another namespace, and say what was changed
       natctl apply --confirm 60            and take it back after a minute, unless I can still type y
       natctl apply --confirmed             keep what waits, from anywhere
+      natctl apply --drain 300             what uses a withdrawn slice has five minutes, then it is ended
       natctl apply --rollback              go back to the generation before this one
       natctl apply --rollback 7            or to generation 7 of natctl log
     """
@@ -47,47 +49,108 @@ wait_option = click.option(
 )
 @click.option("--confirmed", is_flag=True, help="Confirm the change that waits for it; apply nothing.")
 @click.option(
+    "--drain",
+    "drain_s",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="Give the flows of withdrawn slices this time to end, without new ones; then end exactly those.",
+)
+@click.option(
     "--rollback",
-    "rollback",
     metavar="[N]",
     is_flag=False,
     flag_value=PREVIOUS,
     help="Apply an earlier generation in place of the configuration. [default: the one before this]",
 )
+@click.option("--sysctls", is_flag=True, help="Set the sysctls that the configuration needs, see above.")
 @wait_option
 @table_option
 @state_option
 @common_options(json=True)
-def apply(
-    env: Env, dry_run: bool, confirm_s: float | None, confirmed: bool, rollback: str | None, wait_s: float,
-    table: str | None, state: Path | None,
-) -> int:  # fmt: skip
+def apply(env: Env, **options: Any) -> int:
     """Make the kernel match the configuration, in one atomic transaction.
 
     Every generation is kept: natctl log lists them. A change that waits to be confirmed is taken back when its time is
     over, also if natctl is killed or its terminal goes away. A second apply of the same configuration, or
     --confirmed, keeps it; --rollback takes it back at once.
+
+    --sysctls adds the ports that are for rewriting to net.ipv4.ip_local_reserved_ports, so that no socket is given one
+    unasked, and switches on net.ipv4.ip_forward and net.ipv6.conf.all.forwarding where rules rewrite packets of that
+    family. (An interface that has its IPv6 address from router advertisements then needs accept_ra = 2.) natctl remove
+    gives back what they were, unless somebody has changed them since.
     """
+    return _apply(env, ApplyOptions(**options))
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyOptions:
+    """The options of apply, by the names that they have on the command line."""
+
+    dry_run: bool
+    confirm_s: float | None
+    confirmed: bool
+    drain_s: float | None
+    rollback: str | None
+    sysctls: bool
+    wait_s: float
+    table: str | None
+    state: Path | None
+
+    def check(self) -> None:
+        """Refuse options that do not go together."""
+        given = {
+            "--dry-run": self.dry_run,
+            "--confirm": self.confirm_s is not None,
+            "--confirmed": self.confirmed,
+            "--drain": self.drain_s is not None,
+        }
+        words = [word for word, is_given in given.items() if is_given]
+        if self.sysctls and (self.dry_run or self.confirmed or self.confirm_s is not None):
+            words.append("--sysctls")
+        if len(words) > 1:
+            raise click.UsageError(f"{' and '.join(words)} do not go together")
+
+
+def _apply(env: Env, options: ApplyOptions) -> int:
     from nat_rewriter.cli.confirm import apply_for_now, confirm, take_back
-    from nat_rewriter.controller.apply import apply_configuration
+    from nat_rewriter.cli.drain import apply_drained
     from nat_rewriter.kernel.confirm_socket import is_waiting
 
-    if confirmed:
-        return confirm(find_log(env, state, table).place.table)
-    if rollback is None:
+    options.check()
+    if options.confirmed:
+        return confirm(find_log(env, options.state, options.table).place.table)
+    if options.rollback is None:
         configuration = read_configuration(env)
-        log = log_of(state, configuration.table)
+        log = log_of(options.state, configuration.table)
     else:
-        log = find_log(env, state, table)
-        if rollback == PREVIOUS and is_waiting(log.place.table):
+        log = find_log(env, options.state, options.table)
+        if options.rollback == PREVIOUS and is_waiting(log.place.table):
             return take_back(log.place.table)
-        configuration = earlier_configuration(log, rollback)
-    if dry_run:
+        configuration = earlier_configuration(log, options.rollback)
+    if options.dry_run:
         return _print_transaction(configuration)
-    if confirm_s is not None:
-        return apply_for_now(env, configuration, log, wait_s, confirm_s)
-    print_applied(env, apply_configuration(configuration, log, warn, wait_s), configuration, log)
+    if options.confirm_s is not None:
+        return apply_for_now(env, configuration, log, options.wait_s, options.confirm_s)
+    if options.drain_s is not None:
+        apply_drained(env, configuration, log, options.wait_s, options.drain_s)
+    else:
+        _apply_at_once(env, configuration, log, options.wait_s)
+    if options.sysctls:
+        _set_sysctls(env, configuration, log)
     return EXIT_DONE
+
+
+def _apply_at_once(env: Env, configuration: Configuration, log: GenerationLog, wait_s: float) -> None:
+    from nat_rewriter.controller.apply import apply_configuration
+
+    print_applied(env, apply_configuration(configuration, log, warn, wait_s), configuration, log)
+
+
+def _set_sysctls(env: Env, configuration: Configuration, log: GenerationLog) -> None:
+    from nat_rewriter.controller.sysctls import set_sysctls
+
+    for setting in set_sysctls(configuration.policy, log.place):
+        env.note(f"{setting.name} = {setting.set} (before: {setting.before or 'empty'})")
 
 
 @click.command(
@@ -147,12 +210,13 @@ def print_applied(env: Env, applied: Applied, configuration: Configuration, log:
             env, applied.change, read_policy_change(applied.change, configuration.policy, previous, count=False)
         )
     elif not env.quiet:
-        click.echo(_summary(applied.change))
+        click.echo(summary(applied.change))
         if applied.confirmed:
             click.echo(applied.confirmed)
 
 
-def _summary(change: Change) -> str:
+def summary(change: Change) -> str:
+    """Return in a line what was done to the table."""
     words = {"none": "up to date", "create": "created", "rebuild": "rebuilt", "update": "updated"}
     added = sum(len(one.added) for one in change.sets)
     removed = sum(len(one.removed) for one in change.sets)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nat_rewriter.controller.confirmation import Guardian, Word, decide
 from nat_rewriter.controller.generations import GenerationLog, Record, Warn
 from nat_rewriter.controller.intent import Change, read_change, run_change
+from nat_rewriter.controller.sysctls import restore_sysctls
 from nat_rewriter.controller.way_back import find_way_back
 from nat_rewriter.errors import NatctlError
 from nat_rewriter.kernel.confirm_socket import is_waiting
@@ -94,7 +95,10 @@ def _run_recorded(
 
 
 def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:
-    """Take the table out of the kernel, and keep that as a generation; tell whether there was one."""
+    """Take the table out of the kernel and give back the sysctls; tell whether there was a table.
+
+    The removal is kept as a generation. A change that waits to be confirmed does so no more.
+    """
     table = log.place.table
     if is_waiting(table):
         decide(table, Word.KEEP)  # or what was there before would come back later
@@ -106,6 +110,8 @@ def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:
             with record.failing():
                 nft.run(transaction)
             record.finish(Outcome.APPLIED)
+        for setting in restore_sysctls(log.place):
+            warn(f"{setting.name} was changed since natctl set it, and is left as it is")
     return bool(transaction)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from nat_rewriter import __version__
 from nat_rewriter.config import read_policy
-from nat_rewriter.errors import NatctlError, StateError
+from nat_rewriter.errors import Interrupted, NatctlError, StateError
 from nat_rewriter.kernel import store
 from nat_rewriter.kernel.netns_names import name_of_current
 from nat_rewriter.model.generations import Actor, Configuration, Generation, Outcome, Place
@@ -222,6 +222,8 @@ class Record:
         """Keep it as failed where the block raises an error."""
         try:
             yield
+        except Interrupted:
+            raise
         except NatctlError as error:
             self.finish(Outcome.FAILED, str(error))
             raise

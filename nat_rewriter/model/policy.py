@@ -108,9 +108,14 @@ class DnatRule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A whole checked configuration. SNAT rules are in file order: the first match wins."""
+    """A whole checked configuration. SNAT rules are in file order: the first match wins.
+
+    ``draining`` are those of the slices that are being withdrawn: flows that have them go on, no new ones begin. No
+    configuration says so; they are there while a withdrawal is under way.
+    """
 
     controller: Controller
     slices: tuple[Slice, ...]
     snat: tuple[SnatRule, ...] = ()
     dnat: tuple[DnatRule, ...] = ()
+    draining: tuple[Slice, ...] = ()

@@ -34,6 +34,7 @@ class Family:
     rewriting: Rewriting
     dnat: SetElements
     dnat_port: SetElements
+    draining: tuple[Slice, ...]
 
     @property
     def ip(self) -> str:
@@ -86,7 +87,13 @@ def ruleset_text(policy: Policy) -> str:
 
 def _families(policy: Policy) -> list[Family]:
     return [
-        Family(number, slices, rewriting_of(policy.snat, number), *dnat_elements(policy.dnat, number))
+        Family(
+            number,
+            slices,
+            rewriting_of(policy.snat, number),
+            *dnat_elements(policy.dnat, number),
+            tuple(owned for owned in policy.draining if owned.address.version == number),
+        )
         for number in (4, 6)
         if (slices := tuple(owned for owned in policy.slices if owned.address.version == number))
     ]
@@ -123,6 +130,8 @@ def _named_elements(policy: Policy, family: Family) -> list[tuple[str, SetElemen
             ("confine", ownership.confined_ports(family.slices, family.number)),
             ("confine_echo", ownership.confined_echo(family.slices, family.number)),
         ]
+    if family.draining:
+        found.append(("draining", ownership.owned_ports(family.draining)))
     if policy.dnat:
         found += [("dnat", family.dnat), ("dnat_port", family.dnat_port)]
     return found
