@@ -23,12 +23,12 @@ class Batch(NamedTuple):
 def merge(batches: Sequence[Batch]) -> Records:
     """Return a record for each flow, in no order; those that have not ended are EndMark.OPEN."""
     sightings = joined(_with_absent(batches))
-    if not len(sightings):
-        return sightings
     order = np.argsort(sightings["flow"], kind="stable")
     begins, kept = _beginnings(sightings["flow"][order], sightings["sighting"][order], sightings["id"][order])
     order, begins = order[kept], begins[kept]
     first = np.flatnonzero(begins)
+    if not len(first):
+        return empty()
     last = np.append(first[1:], len(order)) - 1
     records, ends = picked(sightings, order[first]), picked(sightings, order[last])
     _write_ends(records, ends)
@@ -76,9 +76,9 @@ def _beginnings(flows: Column, sightings: Column, ids: Column) -> tuple[Column, 
     closed although nothing was known of it.
     """
     ends = np.isin(sightings, _ENDS)
-    same = np.append(False, flows[1:] == flows[:-1])
-    there = same & np.append(False, ~ends[:-1])
-    other_entry = there & np.append(False, ids[1:] != ids[:-1])
+    there, other_entry = np.zeros((2, len(flows)), bool)
+    there[1:] = (flows[1:] == flows[:-1]) & ~ends[:-1]
+    other_entry[1:] = there[1:] & (ids[1:] != ids[:-1])
     begins = np.where(ends, (sightings == Sighting.CLOSED) & ~there, ~there | other_entry)
     return begins, begins | there
 
