@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from nat_rewriter.controller.watcher import Watcher
     from nat_rewriter.detect.tracker import Change
     from nat_rewriter.model.actions import Action
+    from nat_rewriter.model.watching import WatchStatus
 
 Show = Callable[["Watcher", "list[Change]", "list[Action]"], None]
 _STEP_S = 0.25
@@ -78,7 +80,7 @@ def watch(
             Watcher(configuration.policy, kinds, pressure=pressure, count_use=live or bool(endpoint), recorder=recorder)
         )
         if endpoint:
-            stack.enter_context(_served(watcher, *endpoint))
+            stack.enter_context(_served(watcher, mender, *endpoint))
         show = stack.enter_context(_live(env)) if live else _lines(env)
         _run(watcher, mender, show, _until(stopped, duration))
     return EXIT_DONE
@@ -170,14 +172,18 @@ def _read_endpoint(text: str) -> tuple[str, int]:
 
 
 @contextmanager
-def _served(watcher: Watcher, address: str, port: int) -> Iterator[None]:
-    """Serve the watcher's metrics over HTTP, until the block ends."""
+def _served(watcher: Watcher, mender: Mender | None, address: str, port: int) -> Iterator[None]:
+    """Serve the metrics of a watch over HTTP, until the block ends."""
     from prometheus_client import CollectorRegistry, start_http_server
 
+    from nat_rewriter.controller.conntrack_counts import read_conntrack_counts
     from nat_rewriter.report.metrics import WatchCollector
 
+    def read_status() -> WatchStatus:
+        return replace(watcher.status, actions=dict(mender.counts) if mender else {})
+
     registry = CollectorRegistry()
-    registry.register(WatchCollector(lambda: watcher.status))
+    registry.register(WatchCollector(read_status, read_conntrack_counts))
     try:
         server, thread = start_http_server(port, address, registry)
     except OSError as error:

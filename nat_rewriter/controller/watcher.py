@@ -273,6 +273,7 @@ class Watcher:
             event_rate=rate,
             slices=count_slices(whole) if self._count_use else (),
             findings=tuple(self._tracker.open),
+            opened=dict(self._tracker.opened),
         )
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
-from nat_rewriter.model.findings import Finding, Identity
+from nat_rewriter.model.findings import Finding, Identity, Kind
 
 Change = tuple[Finding, bool]  # the finding, and whether it opened (else it closed)
 
 
 class FindingTracker:
-    """Remembers which findings are open."""
+    """Remembers which findings are open, and how many of each kind opened."""
 
     def __init__(self) -> None:
+        self.opened: Counter[Kind] = Counter()
         self._open: dict[Identity, Finding] = {}
 
     @property
@@ -30,6 +32,7 @@ class FindingTracker:
         for finding in found:
             if finding.identity not in self._open:
                 self._open[finding.identity] = finding
+                self.opened[finding.kind] += 1
                 opened.append((finding, True))
         return opened
 

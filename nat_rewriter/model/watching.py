@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from nat_rewriter.model.findings import Finding
+from nat_rewriter.model.actions import Result, Verb
+from nat_rewriter.model.findings import Finding, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +37,14 @@ class WatchStatus:
     resync_seconds: float = 0.0  # of the last one
     slices: tuple[SliceUse, ...] = ()
     findings: tuple[Finding, ...] = ()
+    opened: Mapping[Kind, int] = field(default_factory=dict)  # findings that opened since it began
+    actions: Mapping[tuple[Verb, Result], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ConntrackCounts:
+    """What the kernel counts itself: the size of the table, and for each CPU ``cpu`` and its counters by name."""
+
+    entries: int
+    max_entries: int
+    cpus: tuple[Mapping[str, int], ...] = ()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 from operating import unordered
-from watching import Line, Watching, placeholder
+from watching import Line, Watching, placeholder, wait_looking
 
 from nat_rewriter.kernel.conntrack import delete_flow
 from nat_rewriter.model.tuples import FlowTuple
@@ -136,7 +136,7 @@ def test_leaked_socket_is_ended_at_once(
 ) -> None:
     lab.client.tcp_connect(WEB, src=(CLIENT, 9003))
     watching = Watching(lab, config, "--json", "--abort")
-    until_looking(lab, config, watching)
+    wait_looking(lab, watching)
     before = everything(lab)
     victim = lab.egress.open_socket(socket.SOCK_STREAM)
     victim.bind((SOFT, 9003))
@@ -175,7 +175,7 @@ def test_abort_spares_a_socket_that_talks_to_others_too(lab: Lab, config: Path) 
 def test_a_retry_from_the_same_port_is_ended_too_and_not_for_ever(lab: Lab, config: Path) -> None:
     lab.client.tcp_connect(WEB, src=(CLIENT, 9003))
     watching = Watching(lab, config, "--json", "--abort")
-    until_looking(lab, config, watching)
+    wait_looking(lab, watching)
     for _ in range(3):
         victim = lab.egress.tcp_start(WEB, src=(SOFT, 9003))
         watching.next_action("destroy-socket")
@@ -269,12 +269,3 @@ def test_what_is_missing_is_named_at_the_start(lab: Lab, config: Path) -> None:
 
 def test_dry_run_needs_something_to_be_dry_about(lab: Lab, config: Path) -> None:
     assert "--heal" in lab.natctl("check", "--dry-run", "--config", config, expect=2).stderr
-
-
-def until_looking(lab: Lab, config: Path, watching: Watching) -> None:
-    """Return once a watch has looked: it tells of an overlap that is made and mended for the purpose."""
-    lab.egress.sysctl("net.ipv4.ip_local_port_range", "9005 60999")
-    watching.next("ephemeral-overlap")
-    lab.egress.sysctl("net.ipv4.ip_local_port_range", "32768 60999")
-    for _ in lab.slices:
-        watching.next("ephemeral-overlap", "closed")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watching import Watching
+from watching import Watching, wait_looking
 
 from nat_rewriter.config import read_policy
 from nat_rewriter.controller.watcher import Watcher
@@ -43,15 +43,11 @@ def config(lab: Lab) -> Path:
 
 @pytest.fixture
 def watch(lab: Lab, config: Path) -> Callable[..., Watching]:
-    """Start watching; it is under way once it has told of an overlap that is made and mended for the purpose."""
+    """Start watching; it is under way once it is there."""
 
     def start(*options: str) -> Watching:
-        lab.egress.sysctl("net.ipv4.ip_local_port_range", "9005 60999")
         watching = Watching(lab, config, *options)
-        watching.next("ephemeral-overlap")
-        lab.egress.sysctl("net.ipv4.ip_local_port_range", "32768 60999")
-        for _ in lab.slices:
-            watching.next("ephemeral-overlap", "closed")
+        wait_looking(lab, watching)
         return watching
 
     return start
@@ -109,8 +105,8 @@ def test_short_lived_leak_is_told_too(lab: Lab, watch: Callable[..., Watching]) 
 def test_near_misses_are_not_told(lab: Lab, watch: Callable[..., Watching]) -> None:
     watching = watch("--json")
     first = lab.egress.tcp_connect(WEB, src=(SOFT, 9003))
-    second = lab.client.tcp_connect(WEB, src=(CLIENT, 9003))
-    third = lab.egress.tcp_connect(WEB, src=(SOFT, 9004))
+    second = lab.egress.tcp_connect(WEB, src=(SOFT, 9004))
+    third = lab.client.tcp_connect(WEB, src=(CLIENT, 9003))  # last, as it walks to any port that is free
     assert watching.rest(2.5) == []
     for sock in (first, second, third):
         sock.close()

@@ -76,3 +76,12 @@ class Watching:
         """Ask it to end and return its exit code."""
         self.process.send_signal(number)
         return self.process.wait(5)
+
+
+def wait_looking(lab: Lab, watching: Watching) -> None:
+    """Return once a watch is under way: it tells of an overlap that is made and mended for the purpose."""
+    lab.egress.sysctl("net.ipv4.ip_local_port_range", "9005 60999")
+    watching.next("ephemeral-overlap")
+    lab.egress.sysctl("net.ipv4.ip_local_port_range", "32768 60999")
+    for _ in lab.slices:
+        watching.next("ephemeral-overlap", "closed")
