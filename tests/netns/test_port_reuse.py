@@ -44,7 +44,8 @@ def test_the_option_is_taken_from_forwarded_syns_alone(lab: Lab, timestamps: str
     option = "tcp flags syn / syn,ack tcp option timestamp exists"
     lab.upstream.nft(
         "table inet seen { counter forwarded { }; counter local { }; chain c { type filter hook forward priority 0;"
-        f" ip daddr {SERVER} {option} counter name forwarded; ip daddr {OTHER_SERVER} {option} counter name local; }}; }}"
+        f" ip daddr {SERVER} {option} counter name forwarded;"
+        f" ip daddr {OTHER_SERVER} {option} counter name local; }}; }}"
     )
     connects(lab.client, CLIENT, SERVER).outcome()
     connects(lab.egress, SOFT_ADDRESS, OTHER_SERVER, ports="9009-9009").outcome()
