@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -16,6 +17,8 @@ from types import TracebackType
 from typing import Any
 
 from nat_rewriter.errors import NatctlError, UsageError
+from nat_rewriter.kernel.netns_names import name_of
+from nat_rewriter.kernel.store import default_directory
 from netns_lab import namespaces, state, topology, upstream
 from netns_lab.host import Host
 from netns_lab.settings import DEFAULT_SLICES, config_text, parse_slices
@@ -156,7 +159,10 @@ def checked_name(name: str) -> str:
 def take_down(name: str) -> None:
     """Take away all of one lab, whoever made it; nothing there is no error."""
     for host in namespaces.HOSTS:
-        namespaces.delete(namespaces.namespace_name(name, host))
+        namespace = namespaces.namespace_name(name, host)
+        namespaces.delete(namespace)
+        # What natctl has kept about a host that is no more.
+        shutil.rmtree(default_directory() / name_of(namespace), ignore_errors=True)
     state.forget(name)
 
 

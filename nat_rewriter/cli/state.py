@@ -14,11 +14,9 @@ if TYPE_CHECKING:
     from nat_rewriter.controller.generations import GenerationLog
     from nat_rewriter.model.generations import Configuration
 
-STATE_VARIABLE = "NATCTL_STATE_DIR"
-
 state_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
-    "--state", "state", metavar="DIR", envvar=STATE_VARIABLE, type=click.Path(path_type=Path),
-    help=f"Keep generations here, or {STATE_VARIABLE}. [default: /var/lib/natctl; $XDG_STATE_HOME/natctl without root]",
+    "--state", "state", metavar="DIR", type=click.Path(path_type=Path),
+    help="Keep generations here. [default: $NATCTL_STATE_DIR; /var/lib/natctl; without root $XDG_STATE_HOME/natctl]",
 )  # fmt: skip
 table_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--table", metavar="NAME", help="The table, where the configuration does not tell."

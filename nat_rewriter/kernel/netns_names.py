@@ -24,8 +24,13 @@ def name_of_current() -> str:
         return HOST
     for name in sorted(os.listdir(NAMED_NAMESPACES)) if NAMED_NAMESPACES.is_dir() else ():
         if current == _identity(NAMED_NAMESPACES / name):
-            return f"netns-{name}"
+            return name_of(name)
     return f"net-{current[1]}-{_cookie()}"
+
+
+def name_of(named: str) -> str:
+    """Return what a namespace that `ip netns` knows by a name is called."""
+    return f"netns-{named}"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -11,13 +11,16 @@ from pathlib import Path
 
 from nat_rewriter.errors import StateError
 
+STATE_VARIABLE = "NATCTL_STATE_DIR"
 SYSTEM_DIRECTORY = Path("/var/lib/natctl")
 DRAFT_AGE_S = 3600.0  # no writer takes that long
 _WRITE, _READ = "write state", "read state"
 
 
 def default_directory() -> Path:
-    """Return where natctl keeps its files unless told otherwise: the system's place for root, else the user's own."""
+    """Return where natctl keeps its files: NATCTL_STATE_DIR, else the system's place for root, else the user's own."""
+    if chosen := os.environ.get(STATE_VARIABLE):
+        return Path(chosen)
     if os.geteuid() == 0 and os.access(_nearest(SYSTEM_DIRECTORY), os.W_OK):
         return SYSTEM_DIRECTORY
     return Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "natctl"

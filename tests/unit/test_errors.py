@@ -15,6 +15,7 @@ from nat_rewriter.cli import main
 from nat_rewriter.errors import (
     ConfigError,
     DecodeError,
+    Interrupted,
     KernelError,
     LockHeld,
     NamespaceMissing,
@@ -45,6 +46,10 @@ EXAMPLES: dict[NatctlError, tuple[int, str]] = {
     NamespaceMissing("egress"): (
         1,
         "enter network namespace: does not exist, expected a name under /run/netns or a path: 'egress'",
+    ),
+    Interrupted("drain", "interrupted: natctl apply --drain SECONDS goes on"): (
+        1,
+        "drain: interrupted: natctl apply --drain SECONDS goes on",
     ),
     StateError("write generations", "no space left on device", "/x"): (
         1,
