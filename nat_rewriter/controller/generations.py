@@ -238,7 +238,7 @@ class Record:
 def current_actor() -> Actor:
     """Return who runs this process."""
     uid = os.getuid()
-    return Actor(uid, os.environ.get("SUDO_USER") or _user_name(uid), os.getpid(), shlex.join(sys.argv))
+    return Actor(uid, os.environ.get("SUDO_USER") or _user_name(uid), os.getpid(), _command())
 
 
 def generation_object(generation: Generation) -> dict[str, Any]:
@@ -255,6 +255,12 @@ def generation_from_object(fields: dict[str, Any]) -> Generation:
         "actor": Actor(**fields["actor"]),
     }
     return Generation(**(fields | read))
+
+
+def _command() -> str:
+    """Return the command line of this process, however natctl was found."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["natctl" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def _user_name(uid: int) -> str:
