@@ -42,7 +42,7 @@ def _flow_count(counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]], protoco
 
 def list_busiest(observation: Observation, most: int) -> list[DestinationUse]:
     """Return up to ``most`` destinations that use the largest share of a slice, the fullest first."""
-    count = UseCount(observation.flows, observation.wire_rows, observation.wire_numbers, observation.index)
+    count = UseCount(observation.counted, observation.index)
     fullest = np.argsort(-count.used / np.maximum(count.capacities, 1), kind="stable")[:most]
     uses = sorted(count.uses(fullest), key=lambda use: use.used / max(use.capacity, 1), reverse=True)
     return [

@@ -14,6 +14,7 @@ from nat_rewriter.kernel.conntrack import dump
 from nat_rewriter.kernel.sockets import find_owners, list_sockets
 from nat_rewriter.kernel.sysctls import get_ephemeral_ports, has_tcp_early_demux, list_reserved_ports
 from nat_rewriter.model.findings import Finding, FlowParty, Kind, Party, SocketParty
+from nat_rewriter.model.needs import needs_of
 from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.sockets import Owner
 
@@ -55,14 +56,6 @@ def observe(policy: Policy, kinds: Collection[Kind] = ALL_KINDS, pressure: float
 def _observe_again(first: Observation) -> Observation:
     sockets = list_sockets()
     return replace(first, sockets=sockets, flows=dump())
-
-
-def needs_of(kinds: Iterable[Kind]) -> Needs:
-    """Return all that the detection of these kinds looks at."""
-    needs = Needs(0)
-    for kind in kinds:
-        needs |= DETECTORS[kind].needs
-    return needs
 
 
 def read_host_settings() -> HostSettings:

@@ -16,7 +16,6 @@ from nat_rewriter.controller.observation import (
     PRESSURE,
     confirmed,
     name_processes,
-    needs_of,
     read_host_settings,
 )
 from nat_rewriter.detect import FindingTracker, Loss, Needs, Observation, SliceIndex, find_findings
@@ -28,6 +27,7 @@ from nat_rewriter.kernel.conntrack import dump_batches
 from nat_rewriter.kernel.conntrack_events import EventStream
 from nat_rewriter.kernel.sockets import list_sockets
 from nat_rewriter.model.findings import Finding, Kind
+from nat_rewriter.model.needs import needs_of
 from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.slices import Slice
 from nat_rewriter.model.watching import SliceUse, WatchStatus

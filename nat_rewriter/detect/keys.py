@@ -48,6 +48,32 @@ def socket_keys(sockets: Column) -> Column:
     return tuple_keys(sockets["protocol"], sockets["src"], sockets["sport"], sockets["dst"], sockets["dport"])
 
 
+def first_of_equals(ordered: Column) -> Column:
+    """Tell of each row of an ordered column whether it is the first of its value."""
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return first
+
+
+def group_rows(keys: Column) -> tuple[Column, Column]:
+    """Return the first row of each distinct key, and for each row the number of its key; numbers are as keys ascend.
+
+    This is what numpy.unique does, without the hundredth of a second that its first call takes to import numpy.ma.
+    """
+    order = np.argsort(keys, kind="stable")
+    begins = first_of_equals(keys[order])
+    numbers = np.empty(len(keys), dtype=np.int64)
+    numbers[order] = np.cumsum(begins) - 1
+    return order[begins], numbers
+
+
+def distinct(values: Column) -> Column:
+    """Return each value once, in order."""
+    ordered = np.sort(values)
+    once: Column = ordered[first_of_equals(ordered)]
+    return once
+
+
 def is_among(keys: Column, wanted: Column) -> Column:
     """Tell of each key whether it is one of the wanted: fast where few are wanted of many."""
     if not len(wanted):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nat_rewriter.detect.keys import is_among, mix
+from nat_rewriter.detect.keys import distinct, first_of_equals, group_rows, is_among, mix
 from nat_rewriter.detect.ownership import NOBODY, SliceIndex
-from nat_rewriter.detect.parties import PORTLESS, reply_tuple
+from nat_rewriter.detect.parties import PORTLESS
 from nat_rewriter.detect.port_search import PortSearch
-from nat_rewriter.model.tuples import FlowTuple
+from nat_rewriter.model.flows import address_from_halves
+from nat_rewriter.model.tuples import FlowTuple, protocol_name
 
 Rows = NDArray[Any]
 
@@ -46,25 +47,81 @@ class Use:
         return int(self.free * self.find_chance)
 
 
-class UseCount:
-    """Use of every (slice, protocol, destination, zone) that at least ``fewest`` flows belong to, in columns.
+# The use of a slice towards one destination, as the C core packs it: struct nr_use in kernel/_core/core.h.
+USE_FIELDS: list[Any] = [
+    ("server", "u8", 2),
+    ("slice", "u4"),
+    ("used", "u4"),  # distinct ports
+    ("flows", "u4"),
+    ("number", "u4"),  # by which whoever counted knows it
+    ("port", "u2"),  # 0 where an echo id takes the place of ports
+    ("zone", "u2"),
+    ("family", "u1"),
+    ("protocol", "u1"),
+    ("reserved", "u2"),
+]
+
+
+class Counted(Protocol):
+    """Flows counted by slice and destination, by whatever means."""
+
+    @property
+    def slice_flows(self) -> list[int]:
+        """How many flows leave from each slice."""
+
+    def uses(self) -> Rows:
+        """Return the use of every (slice, protocol, destination, zone), as records of USE_FIELDS."""
+
+    def ports(self, uses: Rows) -> tuple[Rows, Rows]:
+        """Return the ports in use of some uses: places in ``uses``, ascending, and ports, ascending for each place."""
+
+
+class FlowCount:
+    """Flows counted from a table at hand; uses with fewer than ``fewest`` flows are left out.
 
     ``rows`` are the flows that leave from a soft-unicast address, ``address_numbers`` says from which.
     """
 
     def __init__(self, flows: Rows, rows: Rows, address_numbers: Rows, index: SliceIndex, fewest: int = 1) -> None:
-        self._flows = flows
-        slices = index.rewriters(address_numbers, flows["protocol"][rows], flows["reply_dport"][rows])
+        protocols, ports = flows["protocol"][rows], flows["reply_dport"][rows]
+        owners = index.owners(address_numbers, protocols, ports)
+        self.slice_flows: list[int] = np.bincount(owners[owners != NOBODY], minlength=len(index.slices)).tolist()
+        slices = index.rewriters(address_numbers, protocols, ports)
         rows, slices = rows[slices != NOBODY], slices[slices != NOBODY]
         groups = _group_keys(flows, rows, slices)
         if fewest > 1:
             busy = np.flatnonzero(is_among(groups, _keys_seen(groups, fewest)))
             rows, slices, groups = rows[busy], slices[busy], groups[busy]
-        first, self._ports = _distinct_ports(groups, flows["reply_dport"][rows])
-        self._rows, self.slices = rows[first], slices[first]
-        self.used = np.bincount(self._ports >> _PORT_BITS, minlength=len(first))
+        first, numbers = group_rows(groups)
+        self._pairs = distinct((numbers << _PORT_BITS) | flows["reply_dport"][rows])
+        self._uses = _use_records(flows, rows[first], slices[first])
+        self._uses["used"] = np.bincount(self._pairs >> _PORT_BITS, minlength=len(first))
+        self._uses["flows"] = np.bincount(numbers, minlength=len(first))
+
+    def uses(self) -> Rows:
+        """Return the use of every (slice, protocol, destination, zone), as records of USE_FIELDS."""
+        return self._uses
+
+    def ports(self, uses: Rows) -> tuple[Rows, Rows]:
+        """Return the ports in use of some uses: places in ``uses``, ascending, and ports, ascending for each place."""
+        places = np.full(len(self._uses), NOBODY)
+        places[uses["number"]] = np.arange(len(uses))
+        found = places[self._pairs >> _PORT_BITS]
+        wanted = np.flatnonzero(found != NOBODY)
+        # Chosen in another order than counted, places do not ascend by themselves.
+        wanted = wanted[np.argsort(found[wanted], kind="stable")]
+        return found[wanted], self._pairs[wanted] & _PORT_MASK
+
+
+class UseCount:
+    """How full the slices are towards every destination, in columns."""
+
+    def __init__(self, counted: Counted, index: SliceIndex) -> None:
+        self._counted, self._index = counted, index
+        self._records = counted.uses()
+        self.slices = self._records["slice"].astype(np.int64)
+        self.used = self._records["used"].astype(np.int64)
         self.capacities = slice_capacities(index)[self.slices]
-        self._index = index
 
     def uses(self, chosen: Rows) -> list[Use]:
         """Return the chosen rows of the columns as objects, busiest first."""
@@ -80,24 +137,19 @@ class UseCount:
     def busiest(self) -> list[Use]:
         """Return for each slice in use the one with the most ports."""
         order = np.lexsort((-self.used, self.slices))
-        return self.uses(order[_first_of_equals(self.slices[order])])
+        return self.uses(order[first_of_equals(self.slices[order])])
 
     def _use(self, row: int, chance: float) -> Use:
-        flow: Any = self._flows[self._rows[row]]
-        towards, zone = reply_tuple(flow).reversed(), int(flow["zone"])
-        used, capacity = int(self.used[row]), int(self.capacities[row])
-        return Use(int(self.slices[row]), towards, zone, used, capacity, float(chance))
+        one: Any = self._records[row]
+        number, protocol = int(one["slice"]), protocol_name(int(one["protocol"]))
+        server = address_from_halves(one["server"], one["family"])
+        towards = FlowTuple(protocol, self._index.slices[number].address, 0, server, int(one["port"]))
+        return Use(number, towards, int(one["zone"]), int(one["used"]), int(self.capacities[row]), float(chance))
 
     def _chances(self, chosen: Rows) -> Rows:
         """Return for each of the chosen rows the probability that a new flow finds a port."""
-        places = np.full(len(self.used), NOBODY)
-        places[chosen] = np.arange(len(chosen))
-        found = places[self._ports >> _PORT_BITS]
-        wanted = np.flatnonzero(found != NOBODY)
-        # Chosen in another order than the rows, places do not ascend by themselves.
-        wanted = wanted[np.argsort(found[wanted], kind="stable")]
-        search = PortSearch(self._index.slices)
-        return search.chances(self.slices[chosen], found[wanted], self._ports[wanted] & _PORT_MASK)
+        places, ports = self._counted.ports(self._records[chosen])
+        return PortSearch(self._index.slices).chances(self.slices[chosen], places, ports)
 
 
 def fewest_flows(index: SliceIndex, share: float) -> int:
@@ -133,27 +185,17 @@ def _group_keys(flows: Rows, rows: Rows, slices: Rows) -> Rows:
 def _keys_seen(keys: Rows, times: int) -> Rows:
     """Return the keys that occur at least so many times."""
     ordered = np.sort(keys)
-    starts = np.flatnonzero(_first_of_equals(ordered))
+    starts = np.flatnonzero(first_of_equals(ordered))
     counts = np.diff(np.append(starts, len(ordered)))
     seen: Rows = ordered[starts[counts >= times]]
     return seen
 
 
-def _distinct_ports(groups: Rows, ports: Rows) -> tuple[Rows, Rows]:
-    """Return the first row of each group, and every (number of a group, port) once, in order, as one number.
-
-    This is what numpy.unique does, without the hundredth of a second that its first call takes to import numpy.ma.
-    """
-    order = np.argsort(groups, kind="stable")
-    starts = _first_of_equals(groups[order])
-    numbers = np.empty(len(groups), dtype=np.int64)
-    numbers[order] = np.cumsum(starts) - 1
-    pairs = np.sort((numbers << _PORT_BITS) | ports)
-    return order[starts], pairs[_first_of_equals(pairs)]
-
-
-def _first_of_equals(ordered: Rows) -> Rows:
-    """Tell of each row of an ordered column whether it is the first of its value."""
-    first = np.ones(len(ordered), dtype=bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return first
+def _use_records(flows: Rows, rows: Rows, slices: Rows) -> Rows:
+    """Return a record of USE_FIELDS for each row, as far as a flow tells."""
+    records = np.zeros(len(rows), USE_FIELDS)
+    records["server"], records["slice"], records["number"] = flows["reply_src"][rows], slices, np.arange(len(rows))
+    records["port"] = np.where(_PORTLESS[flows["protocol"][rows]], 0, flows["reply_sport"][rows])
+    for name in ("zone", "family", "protocol"):
+        records[name] = flows[name][rows]
+    return records

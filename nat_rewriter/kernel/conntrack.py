@@ -8,23 +8,21 @@ UnsupportedFeature where the kernel has no ctnetlink, NetlinkError with the kern
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from nat_rewriter.errors import NetlinkError, UnsupportedFeature
+from nat_rewriter.errors import NetlinkError
 from nat_rewriter.kernel import netlink
-from nat_rewriter.kernel._core._native import ffi, lib
+from nat_rewriter.kernel._core._native import lib
+from nat_rewriter.kernel.conntrack_dumps import EVERYTHING, ctnetlink_needed, started_dump
 from nat_rewriter.kernel.conntrack_events import EventBatch, EventStream, Groups
-from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE, SEED, Decoded, Records, decode, filter_fields
+from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE, Decoded, Records, decode
 from nat_rewriter.kernel.conntrack_requests import (
     FAMILY_HEADER,
     FlowFilter,
     TupleFilter,
     conntrack_message,
-    filter_attributes,
     source_nat_attribute,
     tuple_attribute,
     u32_attribute,
@@ -54,9 +52,7 @@ __all__ = [
     "list_cpu_statistics",
 ]
 
-EVERYTHING = FlowFilter()
 BATCH_RECORDS = 16384
-_DUMP = "dump conntrack table"
 
 
 class TableSize(NamedTuple):
@@ -75,7 +71,7 @@ def dump(wanted: FlowFilter = EVERYTHING) -> Records:
     expected = get_table_size().entries + 1024 if wanted == EVERYTHING else 4096
 
     def read() -> Records:
-        with _started_dump(wanted) as started:
+        with started_dump(wanted) as started:
             return netlink.collect(started, FLOW_DTYPE, expected)
 
     return netlink.once_more(read)
@@ -87,44 +83,8 @@ def dump_batches(wanted: FlowFilter = EVERYTHING, size: int = BATCH_RECORDS) -> 
     Between two arrays the caller may read events. Raises NetlinkError (EINTR) when the table changed so that entries
     may be missing.
     """
-    with _started_dump(wanted) as started:
+    with started_dump(wanted) as started:
         yield from netlink.batches(started, FLOW_DTYPE, size)
-
-
-@contextmanager
-def _started_dump(wanted: FlowFilter) -> Iterator[netlink.Dump]:
-    """Start a dump with the kernel's filter, or without where the kernel refuses it."""
-    attributes = filter_attributes(wanted)
-    # A C structure keeps no Python object alive: the filter has to be held here for as long as it is used.
-    kept = ffi.new("struct nr_filter *", filter_fields(wanted))
-    context = ffi.new("struct nr_context *", {"seed": SEED, "filter": kept})
-    with netlink.open_socket(lib.NETLINK_NETFILTER, _DUMP) as source:
-        try:
-            started = _start_dump(source, context, wanted, attributes)
-        except NetlinkError:
-            if not attributes:
-                raise
-            started = _start_dump(source, context, wanted, [])
-        yield started
-
-
-def _start_dump(source: socket.socket, context: Any, wanted: FlowFilter, attributes: list[bytes]) -> netlink.Dump:
-    request = conntrack_message(lib.IPCTNL_MSG_CT_GET, lib.NLM_F_DUMP, wanted.wanted_family, *attributes)
-    with _ctnetlink_needed(unknown_request=not attributes):
-        return netlink.Dump(source, request, netlink.FLOWS, context, _DUMP)
-
-
-@contextmanager
-def _ctnetlink_needed(*, unknown_request: bool = True) -> Iterator[None]:
-    """Turn what nfnetlink answers to an unknown subsystem into UnsupportedFeature."""
-    try:
-        yield
-    except NetlinkError as error:
-        if error.errno in (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP) or (
-            unknown_request and error.errno == errno.EINVAL
-        ):
-            raise UnsupportedFeature("ctnetlink", "the module nf_conntrack_netlink", error.detail) from None
-        raise
 
 
 def _ask(operation: int, flags: int, family: int | None, *attributes: bytes, doing: str) -> list[bytes]:
@@ -187,7 +147,7 @@ def insert_flow(
 
 def get_table_size() -> TableSize:
     """Return how many entries the table has and may have."""
-    with _ctnetlink_needed():
+    with ctnetlink_needed():
         answer = _ask(lib.IPCTNL_MSG_CT_GET_STATS, lib.NLM_F_ACK, None, doing="get size of conntrack table")
     values = _numbers(answer[0])
     return TableSize(values[lib.CTA_STATS_GLOBAL_ENTRIES], values.get(lib.CTA_STATS_GLOBAL_MAX_ENTRIES, 0))
@@ -205,7 +165,7 @@ _CPU_STATISTICS = {
 
 def list_cpu_statistics() -> list[dict[str, int]]:
     """Return the counters of each CPU: ``cpu`` and the names that `conntrack -S` prints; 0 where it does not count."""
-    with _ctnetlink_needed():
+    with ctnetlink_needed():
         answer = _ask(lib.IPCTNL_MSG_CT_GET_STATS_CPU, lib.NLM_F_DUMP, None, doing="list conntrack statistics")
     rows = []
     for message in answer:

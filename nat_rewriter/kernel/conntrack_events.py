@@ -14,7 +14,8 @@ import numpy as np
 from nat_rewriter.errors import NatctlError
 from nat_rewriter.kernel import netlink
 from nat_rewriter.kernel._core._native import ffi, lib
-from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE, SEED, Records
+from nat_rewriter.kernel.conntrack_dumps import SEED
+from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE, Records
 
 # An event datagram holds one entry: some 300 bytes, a few hundred more with labels and the like.
 _DATAGRAMS, _DATAGRAM_BYTES = 64, 4096
@@ -74,6 +75,7 @@ class EventStream:
             raise netlink.refusal(_LISTEN, error.errno or errno.EIO) from None
         context = ffi.new("struct nr_context *", {"seed": SEED, "events": 1})
         self._receiver = netlink.Receiver(self._source, netlink.FLOWS, context, _DATAGRAMS, _DATAGRAM_BYTES)
+        self._room = self._receiver.room(self._records.view("u1"))
 
     def __enter__(self) -> EventStream:
         return self
@@ -101,7 +103,7 @@ class EventStream:
             wrong, self._wrong = self._wrong, None
             raise wrong
         progress, problem = self._receiver.read(
-            self._records, 0, until_done=False, timeout_ms=max(0, round(timeout_s * 1000))
+            self._room, 0, until_done=False, timeout_ms=max(0, round(timeout_s * 1000))
         )
         self._wrong = self._problem_of(progress, problem)
         if self._wrong is not None and not progress.records:

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nat_rewriter.errors import DecodeError, KernelError, NetlinkError, PermissionNeeded
 from nat_rewriter.kernel._core._native import ffi, lib
@@ -19,6 +19,7 @@ from nat_rewriter.kernel._core._native import ffi, lib
 if TYPE_CHECKING:
     import numpy as np
 
+_T = TypeVar("_T")
 ANSWER_TIMEOUT_S = 10
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port id
 MESSAGE_HEADER = _HEADER.size
@@ -146,12 +147,18 @@ class Receiver:
             raise MemoryError
         self._handle = ffi.gc(handle, lib.nr_receiver_free)
 
-    def read(self, records: np.ndarray[Any, Any], start: int, *, until_done: bool, timeout_ms: int) -> tuple[Any, int]:
-        """Fill ``records`` from index ``start`` on; return the progress (struct nr_progress) and an enum nr_problem."""
+    def read(self, room: Any, start: int, *, until_done: bool, timeout_ms: int) -> tuple[Any, int]:
+        """Fill ``room``, an array of structures, from index ``start`` on.
+
+        Return the progress (struct nr_progress) and an enum nr_problem.
+        """
         progress = ffi.new("struct nr_progress *", {"records": start})
-        with ffi.from_buffer(self._structure, records.view("u1"), require_writable=True) as buffer:
-            problem = self._receive(self._handle, self._context, buffer, len(records), until_done, timeout_ms, progress)
+        problem = self._receive(self._handle, self._context, room, len(room), until_done, timeout_ms, progress)
         return progress, problem
+
+    def room(self, buffer: Any) -> Any:
+        """Return writable memory as an array of structures, to be released after use: a context manager."""
+        return ffi.from_buffer(self._structure, buffer, require_writable=True)
 
 
 def decode_error(operation: str, problem: int, offset: int) -> DecodeError:
@@ -183,15 +190,16 @@ class Dump:
         self._receiver = Receiver(source, kind, context, DUMP_DATAGRAMS, DUMP_BYTES)
         _request_dump(source, request, operation)
 
-    def fill(self, records: np.ndarray[Any, Any], start: int) -> int:
-        """Fill ``records`` from index ``start`` on and return up to where; ``done`` tells whether that was all."""
+    def fill(self, buffer: Any, start: int) -> int:
+        """Fill a buffer of records from index ``start`` on, return up to where; ``done`` tells whether that was all."""
         end = start
-        while not self.done and end < len(records):
-            progress, problem = self._receiver.read(records, end, until_done=True, timeout_ms=ANSWER_TIMEOUT_S * 1000)
-            if problem:
-                raise decode_error(self._operation, problem, progress.offset)
-            end = int(progress.records)
-            self._check(progress)
+        with self._receiver.room(buffer) as room:
+            while not self.done and end < len(room):
+                progress, problem = self._receiver.read(room, end, until_done=True, timeout_ms=ANSWER_TIMEOUT_S * 1000)
+                if problem:
+                    raise decode_error(self._operation, problem, progress.offset)
+                end = int(progress.records)
+                self._check(progress)
         return end
 
     def _check(self, progress: Any) -> None:
@@ -209,12 +217,23 @@ def collect(dump: Dump, dtype: np.dtype[Any], expected: int) -> np.ndarray[Any, 
     import numpy as np
 
     records = np.empty(expected, dtype)
-    end = dump.fill(records, 0)
+    end = dump.fill(records.view("u1"), 0)
     while not dump.done:
         # realloc moves pages, not bytes, for arrays of this size; nothing else refers to the array yet.
         records.resize(len(records) * 2, refcheck=False)
-        end = dump.fill(records, end)
+        end = dump.fill(records.view("u1"), end)
     records.resize(end, refcheck=False)
+    return records
+
+
+def collect_bytes(dump: Dump, record_bytes: int, expected: int) -> bytearray:
+    """Return all records of a dump as bytes: for what has to start before numpy is imported."""
+    records = bytearray(expected * record_bytes)
+    end = dump.fill(records, 0)
+    while not dump.done:
+        records.extend(bytes(len(records)))
+        end = dump.fill(records, end)
+    del records[end * record_bytes :]
     return records
 
 
@@ -224,12 +243,12 @@ def batches(dump: Dump, dtype: np.dtype[Any], size: int) -> Iterator[np.ndarray[
 
     while not dump.done:
         records = np.empty(size, dtype)
-        end = dump.fill(records, 0)
+        end = dump.fill(records.view("u1"), 0)
         if end:
             yield records[:end]
 
 
-def once_more(read: Callable[[], np.ndarray[Any, Any]], attempts: int = 4) -> np.ndarray[Any, Any]:
+def once_more(read: Callable[[], _T], attempts: int = 4) -> _T:
     """Return what ``read`` returns, trying again when the table changed under it (EINTR)."""
     for _ in range(attempts - 1):
         try:

@@ -19,7 +19,7 @@ from own_network import connection, own_network, run, send_echo, send_udp, set_s
 
 from nat_rewriter.errors import NetlinkError, PermissionNeeded
 from nat_rewriter.flowtable import FlowTable, TableState
-from nat_rewriter.kernel import conntrack, netlink
+from nat_rewriter.kernel import conntrack, conntrack_dumps, netlink
 from nat_rewriter.kernel.conntrack import EventStream, FlowFilter, Groups, TupleFilter
 from nat_rewriter.model.flows import Event, Flow, Status, flow_from_record
 from nat_rewriter.model.tuples import FlowTuple
@@ -255,7 +255,7 @@ def test_it_is_the_same_where_the_kernel_refuses_the_filter(traffic: None, monke
     request = conntrack.conntrack_message(lib.IPCTNL_MSG_CT_GET, lib.NLM_F_DUMP, None, *refused)
     with pytest.raises(NetlinkError, match="dump: invalid argument"):
         netlink.ask(lib.NETLINK_NETFILTER, request, "dump")
-    monkeypatch.setattr(conntrack, "filter_attributes", lambda _: refused)
+    monkeypatch.setattr(conntrack_dumps, "filter_attributes", lambda _: refused)
     test_a_filtered_dump_is_the_whole_one_filtered(traffic)
 
 

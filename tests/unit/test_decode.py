@@ -9,11 +9,11 @@ import pytest
 from captured import NAMES, described, expected, message
 
 from nat_rewriter.errors import DecodeError
-from nat_rewriter.kernel import conntrack
+from nat_rewriter.kernel import netlink
 from nat_rewriter.kernel.conntrack import FLOW_DTYPE, decode
 from nat_rewriter.kernel.sockets import SOCKET_DTYPE, decode_sockets
 
-ffi, lib = conntrack.ffi, conntrack.lib
+ffi, lib = netlink.ffi, netlink.lib
 NEW = "event-new-tcp-ipv4-src-nat"
 HEADER, FAMILY = 16, 4
 MASK = (1 << 64) - 1

@@ -12,7 +12,9 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).parent
-SOURCES = ("decode.c", "flows.c", "filter.c", "sockets.c", "receive.c")
+SOURCES = (
+    "decode.c", "flows.c", "filter.c", "sockets.c", "receive.c", "slices.c", "uses.c", "sieve.c", "index.c",
+)  # fmt: skip
 
 # Headers and the integer constants that kernel/ takes from them.
 HEADERS = (
@@ -59,7 +61,7 @@ ffibuilder.set_source(
     "".join(f"#include <{name}>\n" for name in HEADERS) + '#include "core.h"\n',
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
-    depends=[str(HERE / name) for name in ("core.h", "decode.h", "siphash.h")],
+    depends=[str(HERE / name) for name in ("core.h", "decode.h", "siphash.h", "slices.h", "table.h", "uses.h")],
     extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-fno-strict-aliasing"],
     py_limited_api=True,
 )

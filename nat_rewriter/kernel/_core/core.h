@@ -1,7 +1,8 @@
 /* The C core of natctl: netlink messages in, packed records out.
  *
  * Decoding (decode.c, flows.c, sockets.c) is pure: it allocates nothing, keeps nothing between calls and never trusts
- * a length it has not compared with the bytes it was given. Receiving (receive.c) is apart from it.
+ * a length it has not compared with the bytes it was given. Receiving (receive.c) is apart from it, and so is what
+ * becomes of records: told apart by the slices (slices.c, uses.c, sieve.c), and found by their keys (index.c).
  */
 #ifndef NATCTL_CORE_H
 #define NATCTL_CORE_H
@@ -96,10 +97,11 @@ struct nr_filter {
 	struct nr_flow wanted;
 };
 
-/* What a decoder needs to know beside the bytes. */
+/* What a decoder needs to know beside the bytes; `sieve` is for receiving alone. */
 struct nr_context {
 	uint64_t seed[2];                /* of nr_flow.key */
 	const struct nr_filter *filter;  /* of flows; NULL keeps everything */
+	struct nr_sieve *sieve;          /* of received flows: what it does not keep leaves no record; NULL keeps all */
 	uint8_t events;                  /* flows: whether NEW messages are events, or entries that were asked for */
 	uint8_t protocol;                /* sockets: the protocol that was asked for (the answer does not repeat it) */
 	uint16_t families;               /* sockets: bits 1 << 4 and 1 << 6 */
@@ -167,5 +169,87 @@ int nr_receive_flows(struct nr_receiver *receiver, const struct nr_context *cont
 		     size_t capacity, int until_done, int timeout_ms, struct nr_progress *progress);
 int nr_receive_sockets(struct nr_receiver *receiver, const struct nr_context *context, struct nr_socket *records,
 		       size_t capacity, int until_done, int timeout_ms, struct nr_progress *progress);
+
+/* A soft-unicast address. */
+struct nr_soft {
+	uint64_t address[2];
+	uint32_t family;
+	uint32_t reserved;
+};
+
+/* Ports of a slice: `place` is three times the number of its address, plus 0 for TCP, 1 for UDP, 2 for ICMP. */
+struct nr_owned {
+	uint32_t place;
+	uint16_t first;
+	uint16_t last;
+	int32_t slice;
+};
+
+/* The use of a slice's ports towards one destination: USE_FIELDS of detect/uses.py, in the same order. */
+struct nr_use {
+	uint64_t server[2];
+	uint32_t slice;
+	uint32_t used;   /* distinct ports */
+	uint32_t flows;
+	uint32_t number; /* less than nr_sieve_numbers() */
+	uint16_t port;   /* 0 where an echo id takes the place of ports */
+	uint16_t zone;
+	uint8_t family;
+	uint8_t protocol;
+	uint16_t reserved;
+};
+
+/* Tells the flows that detection has to see one by one from those that it is enough to count, and counts them: flows
+ * of each slice, and ports in use of each (slice, protocol, destination, zone). Both lists of ranges are ordered by
+ * place and first port and do not overlap: all ports of the slices, and those for packet rewriting. */
+struct nr_sieve;
+struct nr_sieve *nr_sieve_new(const struct nr_soft *addresses, size_t address_count, const struct nr_owned *owned,
+			      size_t owned_count, const struct nr_owned *rewritten, size_t rewritten_count,
+			      size_t slice_count);
+void nr_sieve_free(struct nr_sieve *sieve);
+/* Forget what was counted. Returns 0, or -1 where memory is lacking. */
+int nr_sieve_reset(struct nr_sieve *sieve);
+/* Count records in (sign 1) or out again (sign -1); `kept`, where given, says of each whether detection has to see it.
+ * Returns 0, or -1 where memory is lacking. */
+int nr_sieve_count(struct nr_sieve *sieve, const struct nr_flow *records, size_t count, int sign, uint8_t *kept);
+/* Count records in, and move those that detection has to see to the front. Returns how many, or -1. */
+int64_t nr_sieve_sift(struct nr_sieve *sieve, struct nr_flow *records, size_t count);
+uint64_t nr_sieve_flows(const struct nr_sieve *sieve);
+/* Flows of each slice; room for as many as there are slices. */
+void nr_sieve_slices(const struct nr_sieve *sieve, uint64_t *flows);
+/* All uses; returns how many there are, and writes up to `capacity`. */
+size_t nr_sieve_uses(const struct nr_sieve *sieve, struct nr_use *uses, size_t capacity);
+size_t nr_sieve_numbers(const struct nr_sieve *sieve);
+/* Ports in use: `places` has a place for the number of each use, or -1. Returns how many ports there are, and writes up
+ * to `capacity`, as place << 16 | port, in no order. */
+size_t nr_sieve_ports(const struct nr_sieve *sieve, const int64_t *places, int64_t *ports, size_t capacity);
+/* The zones of the flows that leave from a soft-unicast address: 65536 bits, ever seen since the last reset. */
+void nr_sieve_zones(const struct nr_sieve *sieve, uint8_t *bits);
+
+/* Which row of a table has the entry of which key; it also hands out the rows. */
+struct nr_index;
+struct nr_index *nr_index_new(size_t most);
+void nr_index_free(struct nr_index *index);
+size_t nr_index_count(const struct nr_index *index); /* entries */
+size_t nr_index_rows(const struct nr_index *index);  /* rows ever handed out */
+int64_t nr_index_find(const struct nr_index *index, uint64_t key); /* the row, or -1 */
+
+/* What a batch of records does: places in the batch, and the rows they are for. Room for as many as the batch has. */
+struct nr_steps {
+	int64_t *new_rows, *new_at; /* to be written whole */
+	int64_t *old_rows, *old_at; /* to be changed by what the record brings */
+	int64_t *gone_rows;         /* given up; not handed out again before nr_index_release() */
+	uint64_t new_count, old_count, gone_count, refused;
+};
+
+/* Take in events, in their order. Returns 0, or -1 where memory is lacking. */
+int nr_index_apply(struct nr_index *index, const struct nr_flow *records, size_t count, struct nr_steps *steps);
+/* Take in dumped entries: new ones, and those known already. An entry that ended since nr_index_journal() is neither. */
+int nr_index_dump(struct nr_index *index, const struct nr_flow *records, size_t count, struct nr_steps *steps);
+int nr_index_release(struct nr_index *index, const int64_t *rows, size_t count);
+void nr_index_remove(struct nr_index *index, const uint64_t *keys, size_t count);
+/* Begin (or end) to remember which entries end. Forgets those remembered so far. */
+void nr_index_journal(struct nr_index *index, int wanted);
+int nr_index_overflown(const struct nr_index *index); /* more have ended than can be remembered */
 
 #endif

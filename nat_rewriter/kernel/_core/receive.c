@@ -180,7 +180,17 @@ static int receive(struct nr_receiver *receiver, decode_datagram *decode, const 
 static int decode_flows(const uint8_t *bytes, size_t length, const struct nr_context *context, void *records,
 			size_t capacity, struct nr_progress *progress)
 {
-	return nr_decode_flows(bytes, length, context, records, capacity, progress);
+	uint64_t before = progress->records;
+	int problem = nr_decode_flows(bytes, length, context, records, capacity, progress);
+
+	if (context->sieve) {
+		int64_t kept = nr_sieve_sift(context->sieve, (struct nr_flow *)records + before, progress->records - before);
+
+		if (kept < 0)
+			progress->error = ENOMEM;
+		progress->records = before + (uint64_t)(kept < 0 ? 0 : kept);
+	}
+	return problem;
 }
 
 static int decode_sockets(const uint8_t *bytes, size_t length, const struct nr_context *context, void *records,
