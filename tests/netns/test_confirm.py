@@ -336,9 +336,10 @@ class Terminal:
             return
 
 
-# Makes the terminal the one of the session, and natctl what runs in it.
+# Makes the terminal the one of the session, and natctl what runs in it; under nohup too, which has SIGHUP ignored.
 LOGIN = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
