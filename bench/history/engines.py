@@ -8,7 +8,6 @@ and its longest pause, is measured too.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -18,17 +17,20 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.history.flows import Traffic
-from nat_rewriter.history.pages import pack, unpack
-from nat_rewriter.history.records import RECORD_DTYPE, Records, joined, order_by, picked, sort_bytes
+from nat_rewriter.history.directory import live_path, remove_part, sealed_path
+from nat_rewriter.history.merging import Batch
+from nat_rewriter.history.parts import Journal, LivePart, read_sealed, write_sealed
+from nat_rewriter.history.reader import Question
+from nat_rewriter.history.records import RECORD_DTYPE, Records, joined, key_of
 
 BATCH = 10_000
-PAGE = 1024
 _COLUMNS = ("wire", "wire_port", "protocol", "start_ns", "end_ns", "client", "client_port", "remote", "remote_port")
 _COLUMNS += ("id", "packets_out", "packets_in", "bytes_out", "bytes_in")  # type: ignore[assignment]
 
@@ -47,6 +49,9 @@ class Engine(ABC):
 
     def finish(self) -> None:  # noqa: B027
         """Do what is left to do once a part is full."""
+
+    def close(self) -> None:  # noqa: B027
+        """Give everything back, so that its size can be told."""
 
     @abstractmethod
     def find(self, address: int, port: int) -> int:
@@ -91,6 +96,9 @@ class SqliteRows(Engine):
         self.database.executemany(f"INSERT INTO flow VALUES ({', '.join('?' * len(_COLUMNS))})", rows)
         self.database.execute("COMMIT")
 
+    def close(self) -> None:
+        self.database.close()
+
     def find(self, address: int, port: int) -> int:
         question = "SELECT * FROM flow WHERE wire = ? AND wire_port = ?"
         return len(self.database.execute(question, (address, port)).fetchall())
@@ -107,44 +115,29 @@ class SqliteRowsLater(SqliteRows):
 
 
 class SqlitePages(Engine):
-    """What history does: a page a batch, and sorted pages once the part is full."""
+    """What history does: batches as pages in a journal, and sorted pages once the part is full."""
 
     name = "SQLite, packed pages"
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.database = _sqlite(directory / "pages")
-        self.database.execute("CREATE TABLE journal (records BLOB)")
-        self.database.execute("CREATE TABLE page (side INTEGER, first BLOB, last BLOB, body BLOB)")
+        self._live = LivePart(live_path(directory, 1), "made-up", ["slice"] * 16, 0)
+        self._sealed: Path | None = None
 
     def insert(self, records: Records) -> None:
-        self.database.execute("INSERT INTO journal VALUES (?)", (pack(records),))
+        self._live.append([Batch(records, 0)])
 
     def finish(self) -> None:
-        records = joined([unpack(page) for (page,) in self.database.execute("SELECT records FROM journal")])
-        self.database.execute("BEGIN")
-        for side, end in enumerate(("wire", "client")):
-            self._write(side, picked(records, order_by(records, end)), end)
-        self.database.execute("CREATE INDEX by_end ON page(side, last, first)")
-        self.database.execute("DROP TABLE journal")
-        self.database.execute("COMMIT")
-        self.database.execute("VACUUM")
-
-    def _write(self, side: int, records: Records, end: str) -> None:
-        for at in range(0, len(records), PAGE):
-            part = records[at : at + PAGE]
-            first, last = sort_bytes(part[[0, -1]], end)
-            self.database.execute("INSERT INTO page VALUES (?, ?, ?, ?)", (side, first, last, pack(part)))
+        self._live.close()
+        records = joined([batch.sightings for batch in Journal(self._live.path).batches()])
+        self._sealed = sealed_path(self._live.path, 0, int(records["end_ns"].max()))
+        write_sealed(self._sealed, records, "made-up", ["slice"] * 16)
+        remove_part(self._live.path)
 
     def find(self, address: int, port: int) -> int:
-        low = bytes([4]) + address.to_bytes(16, "big") + port.to_bytes(2, "big")
-        question = "SELECT body FROM page WHERE side = 0 AND last >= ? AND first <= ? ORDER BY last"
-        pages = self.database.execute(question, (low, low + b"\xff")).fetchall()
-        return sum(np.count_nonzero(_has(unpack(body), address, port)) for (body,) in pages)
-
-
-def _has(records: Records, address: int, port: int) -> Any:
-    return (records["wire"][:, 1] == address) & (records["wire_port"] == port)
+        assert self._sealed
+        question = Question("wire", ip_address(address), port)
+        return len(read_sealed(self._sealed, question.wanted)[0])
 
 
 class DuckDb(Engine):
@@ -172,6 +165,9 @@ class DuckDb(Engine):
         self.database.execute("DROP TABLE flow")
         self.database.execute("CHECKPOINT")
 
+    def close(self) -> None:
+        self.database.close()
+
     def find(self, address: int, port: int) -> int:
         question = "SELECT * FROM by_wire WHERE wire = ? AND wire_port = ?"
         return len(self.database.execute(question, [address, port]).fetchall())
@@ -196,6 +192,9 @@ class Lmdb(Engine):
         with self.database.begin(write=True) as change:
             change.cursor(self.by_wire).putmulti(zip(wire, bodies, strict=True))
             change.cursor(self.by_client).putmulti(zip(client, wire, strict=True))
+
+    def close(self) -> None:
+        self.database.close()
 
     def find(self, address: int, port: int) -> int:
         wanted = bytes([4]) + address.to_bytes(16, "big") + port.to_bytes(2, "big")
@@ -235,6 +234,9 @@ class Rocks(Engine):
     def finish(self) -> None:
         self.database.flush()
 
+    def close(self) -> None:
+        self.database.close()
+
     def find(self, address: int, port: int) -> int:
         wanted = b"w" + bytes([4]) + address.to_bytes(16, "big") + port.to_bytes(2, "big")
         found = 0
@@ -247,7 +249,7 @@ class Rocks(Engine):
 
 def _ordered_keys(records: Records, end: str) -> list[bytes]:
     starts = records["start_ns"].astype(">u8").tobytes()
-    return [key + starts[8 * row : 8 * row + 8] for row, key in enumerate(sort_bytes(records, end))]
+    return [key_of(record, end) + starts[8 * row : 8 * row + 8] for row, record in enumerate(records)]
 
 
 def _bodies(records: Records) -> list[bytes]:
@@ -271,6 +273,16 @@ class Measured:
     first_ms: float
     lookup_ms: float
     reader: str  # whether another process can read meanwhile
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Yield what was measured, as names and text."""
+        yield self.name, ""
+        yield "  inserts", f"{self.inserts:,.0f}/s alone, {self.beside:,.0f}/s beside a busy event loop"
+        yield "  the event loop", f"keeps {self.kept:.0%} of its speed, pauses for up to {self.pause_ms:.0f} ms"
+        yield "  a full part made ready", f"{self.finish:,.0f} records/s"
+        yield "  size", f"{self.size:.0f} bytes a record"
+        yield "  lookup", f"{self.lookup_ms:.2f} ms, the first one {self.first_ms:.2f} ms"
+        yield "  read by another process", self.reader
 
 
 class _Loop(threading.Thread):
@@ -329,6 +341,7 @@ def measure(kind: type[Engine], batches: list[Records], alone: float, place: Pat
         engine.finish()
         finish = time.perf_counter() - started
         first, usual = _look_up(engine, batches)
+        engine.close()
         size = int(subprocess.run(["du", "-sB1", directory], capture_output=True, check=True).stdout.split()[0])
     return Measured(
         kind.name, count / seconds, sum(map(len, few)) / beside, kept, loop.pause_s * 1e3, count / finish,
@@ -345,9 +358,10 @@ def _look_up(engine: Engine, batches: list[Records]) -> tuple[float, float]:
     return took[0], float(np.median(took))
 
 
+_SQLITE_READER = "import sqlite3; sqlite3.connect('file:{}?mode=ro', uri=True).execute('SELECT * FROM sqlite_master')"
 _READERS = {
-    "rows": "import sqlite3; sqlite3.connect('file:{}?mode=ro', uri=True).execute('SELECT * FROM sqlite_master')",
-    "pages": "import sqlite3; sqlite3.connect('file:{}?mode=ro', uri=True).execute('SELECT * FROM sqlite_master')",
+    "rows": _SQLITE_READER,
+    "00000001.live": _SQLITE_READER,
     "duck": "import duckdb; duckdb.connect('{}', read_only=True)",
     "lmdb": "import lmdb; lmdb.open('{}', readonly=True, max_dbs=2)",
     "rocks": "from rocksdict import *; Rdict('{}', Options(raw_mode=True), access_type=AccessType.read_only())",
@@ -361,19 +375,12 @@ def _read_beside(kind: type[Engine], directory: Path) -> str:
     return "yes" if done.returncode == 0 else "no"
 
 
-def run(count: int, place: Path) -> list[Measured]:
-    """Measure every engine that is installed."""
+def run(count: int, place: Path) -> Iterator[Measured]:
+    """Yield what each engine that is installed does."""
     batches = list(Traffic().batches(count, BATCH))
     alone = _loop_speed()
-    found = []
     for kind in ENGINES:
         try:
-            found.append(measure(kind, batches, alone, place))
+            yield measure(kind, batches, alone, place)
         except ImportError as error:
             print(f"{kind.name}: left out: {error}", file=sys.stderr)
-    return found
-
-
-def free_bytes(place: Path) -> int:
-    """Return how much room there is."""
-    return shutil.disk_usage(place).free

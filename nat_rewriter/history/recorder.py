@@ -29,6 +29,7 @@ FLUSH_EVERY_S = 0.5
 QUEUED_FLOWS = 400_000  # some 64 MiB
 _ENOUGH_FLOWS = 16_384  # to begin with
 _GATHER_S = 0.05
+_PAGE_SIGHTINGS = 8192  # a page of that many is put together in the processor's cache
 _NAMING_SHARE = 0.2  # of the writer's time, at most, but for one a flush
 _KINDS = np.array([Sighting.SEEN, Sighting.OPENED, Sighting.SEEN, Sighting.CLOSED], np.uint8)  # by Event
 
@@ -195,7 +196,7 @@ class Recorder:
         self._name_new(at_once=True)
         if self._pending:
             try:
-                self._journaling.append(_gathered(self._pending))
+                self._journaling.append(list(_gathered(self._pending)))
             except StateError as error:
                 self._keep_for_later(error)
                 return
@@ -256,12 +257,22 @@ def _joined_flows(parts: list[Column]) -> Column:
     return joined_flows
 
 
-def _gathered(batches: Sequence[Batch]) -> list[Batch]:
-    """Return batches as few: neighbours become one unless they are complete."""
-    found: list[Batch] = []
+def _gathered(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Yield small neighbours as one; complete ones stay by themselves."""
+    group: list[Batch] = []
     for batch in batches:
-        if found and not batch.complete and not found[-1].complete:
-            found[-1] = Batch(joined([found[-1].sightings, batch.sightings]), batch.time_ns)
-        else:
-            found.append(batch)
-    return found
+        if group and (batch.complete or sum(len(each.sightings) for each in group) >= _PAGE_SIGHTINGS):
+            yield _as_one(group)
+            group = []
+        group.append(batch)
+        if batch.complete:
+            yield batch
+            group = []
+    if group:
+        yield _as_one(group)
+
+
+def _as_one(group: Sequence[Batch]) -> Batch:
+    if len(group) == 1:
+        return group[0]
+    return Batch(joined([batch.sightings for batch in group]), group[-1].time_ns)
