@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nat_rewriter.cli.env import DEFAULT_CONFIG, Env, common_options
-from nat_rewriter.errors import EXIT_DONE, UsageError
-from nat_rewriter.model.flows import TCP_STATES, Flow, Origin
+from nat_rewriter.errors import EXIT_DONE, UnsupportedFeature, UsageError
+from nat_rewriter.model.flow_views import Ranked
+from nat_rewriter.model.flows import TCP_STATES, Origin, Present
 from nat_rewriter.model.tuples import PROTOCOL_NAMES
 
 if TYPE_CHECKING:
+    from nat_rewriter.detect.observation import Rows
+    from nat_rewriter.detect.placement import Placement
     from nat_rewriter.detect.selection import Selection
     from nat_rewriter.model.slices import Slice
 
-Placed = tuple[Flow, str | None, Origin | None]
+_AT_A_TIME = 8192
+# More than anybody reads; a table has to know all its rows before it can print one.
+_MOST_IN_A_TABLE = 2000
 
 
 def _read_network(
@@ -40,6 +47,15 @@ def _read_protocol(context: click.Context, parameter: click.Parameter, value: st
     raise click.BadParameter(f"{value!r}: expected one of {expected}, or a number", context, parameter)
 
 
+def _read_age(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Return the time of the epoch, in nanoseconds, that was that long ago."""
+    if value is None:
+        return None
+    from nat_rewriter.history.moments import read_age_ns
+
+    return time.time_ns() - read_age_ns(value)
+
+
 _STATES = click.Choice([*TCP_STATES, "UNREPLIED", "ASSURED"], case_sensitive=False)
 
 
@@ -50,6 +66,9 @@ _STATES = click.Choice([*TCP_STATES, "UNREPLIED", "ASSURED"], case_sensitive=Fal
       natctl flows --address 203.0.113.0/24 --port 443  by any end of a flow
       natctl flows --origin local --nat                 local flows that were rewritten
       natctl flows --state UNREPLIED --protocol udp     what never got an answer
+      natctl flows --older-than 1d --slice ams-1        what has held its port for long
+      natctl flows --top destinations --limit 20        where most flows go; or clients, or slices
+      natctl flows --heatmap ams-1                      which ports of a slice are in use where
       natctl flows --json | jq -r .original.src         one object a line, for programs
     """
 )
@@ -65,16 +84,41 @@ _STATES = click.Choice([*TCP_STATES, "UNREPLIED", "ASSURED"], case_sensitive=Fal
 @click.option("--state", type=_STATES, metavar="STATE", help="A TCP state, UNREPLIED or ASSURED.")
 @click.option("--origin", type=click.Choice([each.value for each in Origin]), help="Where flows come from.")
 @click.option("--nat", is_flag=True, help="Flows that were rewritten.")
+@click.option(
+    "--older-than", "began_before_ns", callback=_read_age, metavar="AGE", help="Flows that began before, like 5m."
+)
+@click.option(
+    "--younger-than", "began_after_ns", callback=_read_age, metavar="AGE", help="Flows that began since, like 10s."
+)
+@click.option(
+    "--top", type=click.Choice([each.value for each in Ranked]), help="Count flows by these, and list the first ones."
+)
+@click.option("--heatmap", metavar="SLICE", help="Draw which ports of a slice are in use towards which destinations.")
+@click.option(
+    "--limit", default=10, show_default=True, type=click.IntRange(1), help="How many lines --top and --heatmap have."
+)
 @common_options(json=True)
-def flows(env: Env, slice_name: str | None, origin: str | None, **filters: Any) -> int:
+def flows(
+    env: Env, slice_name: str | None, origin: str | None, top: str | None, heatmap: str | None, limit: int,
+    **filters: Any,
+) -> int:  # fmt: skip
     """List the flow table. Without a configuration no slice and no origin is told."""
     from nat_rewriter.detect.selection import Selection
 
-    slices = _known_slices(env, needed=bool(slice_name or origin))
-    if slice_name and slice_name not in {each.name for each in slices}:
-        raise UsageError("list flows", f"no slice of that name, expected one of {_names(slices)}", slice_name)
+    if top and heatmap:
+        raise UsageError("list flows", "--top and --heatmap are two views: give one of them")
+    slices = _known_slices(env, needed=bool(slice_name or origin or heatmap or top == Ranked.SLICES.value))
+    for name in (slice_name, heatmap):
+        if name and name not in {each.name for each in slices}:
+            raise UsageError("list flows", f"no slice of that name, expected one of {_names(slices)}", name)
     selection = Selection(slice=slice_name, origin=Origin(origin) if origin else None, **filters)
-    _print(env, _select(slices, selection))
+    found = _select(slices, selection)
+    if top:
+        _print_top(env, found, Ranked(top), limit)
+    elif heatmap:
+        _print_heat(env, found, heatmap, limit)
+    else:
+        _print(env, found)
     return EXIT_DONE
 
 
@@ -90,26 +134,69 @@ def _names(slices: tuple[Slice, ...]) -> str:
     return ", ".join(each.name for each in slices)
 
 
-def _select(slices: tuple[Slice, ...], selection: Selection) -> Iterator[Placed]:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A flow table, where each flow belongs, and which of them are asked for."""
+
+    table: Rows
+    placement: Placement
+    rows: Rows
+
+    def parts(self) -> Iterator[tuple[Rows, list[str | None], list[Origin | None]]]:
+        """Yield flows, slices and origins, so many at a time that their texts fit in memory."""
+        for start in range(0, len(self.rows), _AT_A_TIME):
+            rows = self.rows[start : start + _AT_A_TIME]
+            yield self.table[rows], self.placement.names_of(rows), self.placement.origins_of(rows)
+
+
+def _select(slices: tuple[Slice, ...], selection: Selection) -> _Found:
     from nat_rewriter.detect.ownership import SliceIndex
     from nat_rewriter.detect.placement import place_flows
     from nat_rewriter.kernel.conntrack import dump
-    from nat_rewriter.model.flows import flow_from_record
 
     table = dump()
+    if selection.asks_for_age and len(table) and not (table["present"] & Present.TIMESTAMP).any():
+        raise UnsupportedFeature("age of flows", "net.netfilter.nf_conntrack_timestamp = 1", "entries without a start")
     placement = place_flows(table, SliceIndex(slices))
-    for row in selection.rows(table, placement):
-        yield flow_from_record(table[row]), placement.slice_of(row), placement.origin_of(row)
+    return _Found(table, placement, selection.rows(table, placement))
 
 
-def _print(env: Env, found: Iterator[Placed]) -> None:
-    from nat_rewriter.report import flow_line, flow_object, flow_row, json_line
+def _print(env: Env, found: _Found) -> None:
+    from nat_rewriter.report.flow_text import flow_json_lines, flow_word_lines
 
-    if env.json:
-        env.stdout.writelines(f"{json_line(flow_object(*placed))}\n" for placed in found)
-    elif env.terminal:
-        from nat_rewriter.cli.tables import print_flows
+    if env.terminal and len(found.rows) <= _MOST_IN_A_TABLE:
+        _print_table(env, found)
+        return
+    write = flow_json_lines if env.json else flow_word_lines
+    for part in found.parts():
+        env.stdout.write("".join(write(*part)))
 
-        print_flows(env.console(), [flow_row(*placed) for placed in found])
-    else:
-        env.stdout.writelines(f"{flow_line(*placed)}\n" for placed in found)
+
+def _print_table(env: Env, found: _Found) -> None:
+    from nat_rewriter.cli.tables import print_flows
+    from nat_rewriter.model.flows import flow_from_record
+    from nat_rewriter.report import flow_row
+
+    rows = [
+        flow_row(flow_from_record(record), name, origin)
+        for part in found.parts()
+        for record, name, origin in zip(*part, strict=True)
+    ]
+    print_flows(env.console(), rows)
+
+
+def _print_top(env: Env, found: _Found, by: Ranked, limit: int) -> None:
+    from nat_rewriter.cli.flow_views import print_ranks
+    from nat_rewriter.detect.ranking import rank_flows
+
+    print_ranks(env, rank_flows(found.table, found.rows, found.placement, by, limit), by, len(found.rows))
+
+
+def _print_heat(env: Env, found: _Found, slice_name: str, limit: int) -> None:
+    from nat_rewriter.cli.flow_views import cells_for, print_heat
+    from nat_rewriter.detect import Observation
+    from nat_rewriter.detect.heat import heat_map
+
+    observation = Observation(found.placement.index, flows=found.table[found.rows])
+    number = [each.name for each in observation.slices].index(slice_name)
+    print_heat(env, heat_map(observation, number, cells_for(env), limit))

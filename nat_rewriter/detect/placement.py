@@ -29,6 +29,16 @@ class Placement:
         """Return where a flow came from, None for a flow that has nothing to do with a soft-unicast address."""
         return _ORIGINS[self.origins[row]]
 
+    def names_of(self, rows: Rows) -> list[str | None]:
+        """Return the name of the slice of each of some flows."""
+        names = np.array([*(each.name for each in self.index.slices), None], dtype=object)  # the last for NOBODY, -1
+        found: list[str | None] = names[self.slices[rows]].tolist()
+        return found
+
+    def origins_of(self, rows: Rows) -> list[Origin | None]:
+        """Return where each of some flows came from."""
+        return [_ORIGINS[number] for number in self.origins[rows].tolist()]
+
     def with_slice(self, name: str) -> Rows:
         """Tell of each flow whether it belongs to the slice of that name."""
         wanted = [number for number, each in enumerate(self.index.slices) if each.name == name]

@@ -9,7 +9,7 @@ import numpy as np
 
 from nat_rewriter.detect.observation import TCP, Rows
 from nat_rewriter.detect.placement import Placement
-from nat_rewriter.model.flows import TCP_STATES, Origin, Status
+from nat_rewriter.model.flows import TCP_STATES, Origin, Present, Status
 from nat_rewriter.model.tuples import PROTOCOL_NAMES
 
 _ADDRESSES = ("orig_src", "orig_dst", "reply_src", "reply_dst")
@@ -23,7 +23,8 @@ FLAG_STATES = {"UNREPLIED": (Status.SEEN_REPLY, False), "ASSURED": (Status.ASSUR
 class Selection:
     """What a flow must be to be shown; None does not matter. ``state`` is a TCP state, UNREPLIED or ASSURED.
 
-    An address or port matches where any end of either tuple has it; a port is also an echo id.
+    An address or port matches where any end of either tuple has it; a port is also an echo id. ``began_before_ns`` and
+    ``began_after_ns`` are times of the epoch; an entry without a timestamp is neither.
     """
 
     slice: str | None = None
@@ -33,6 +34,13 @@ class Selection:
     state: str | None = None
     origin: Origin | None = None
     nat: bool = False
+    began_before_ns: int | None = None
+    began_after_ns: int | None = None
+
+    @property
+    def asks_for_age(self) -> bool:
+        """Whether entries must have a timestamp to be shown."""
+        return self.began_before_ns is not None or self.began_after_ns is not None
 
     def rows(self, flows: Rows, placement: Placement) -> Rows:
         """Return the rows of the flows that are all that is asked for."""
@@ -51,6 +59,8 @@ class Selection:
             chosen &= _in_state(flows, self.state)
         if self.nat:
             chosen &= (flows["status"] & (Status.SRC_NAT | Status.DST_NAT)) != 0
+        if self.asks_for_age:
+            chosen &= _began_between(flows, self.began_after_ns or 0, self.began_before_ns or (1 << 64) - 1)
         return np.flatnonzero(chosen)
 
 
@@ -75,6 +85,13 @@ def _between(halves: Rows, first: int, last: int) -> Rows:
         & ((low >= np.uint64(first & _HALF)) & (low <= np.uint64(last & _HALF)))
     )  # fmt: skip
     return chosen
+
+
+def _began_between(flows: Rows, first_ns: int, last_ns: int) -> Rows:
+    began: Rows = flows["start_ns"]
+    stamped = (flows["present"] & Present.TIMESTAMP) != 0
+    between: Rows = stamped & (began >= np.uint64(first_ns)) & (began <= np.uint64(last_ns))
+    return between
 
 
 def _in_state(flows: Rows, state: str) -> Rows:

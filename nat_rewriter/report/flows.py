@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nat_rewriter.model.flows import Flow, Origin, Status
-from nat_rewriter.report.json_lines import tuple_object, without_absent
+from nat_rewriter.report.json_lines import start_text, tuple_object, without_absent
 
 FLOW_COLUMNS = ("protocol", "state", "slice", "origin", "source", "destination", "wire", "timeout", "mark", "zone")
 
@@ -24,6 +24,7 @@ def flow_object(flow: Flow, slice_name: str | None = None, origin: Origin | None
         "timeout_s": flow.timeout_s,
         "packets": flow.packets,
         "bytes": flow.bytes,
+        "start": None if flow.start_ns is None else start_text(flow.start_ns),
         "slice": slice_name,
         "origin": origin.value if origin else None,
     }

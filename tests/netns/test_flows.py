@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +166,58 @@ def comparable(flow: dict[str, Any]) -> dict[str, Any]:
     """Return one of our flows as :func:`read_entry` returns conntrack's."""
     kept = {name: value for name, value in flow.items() if name not in ("status", "slice", "origin", "timeout_s")}
     return kept | {"replied": "seen-reply" in flow["status"], "assured": "assured" in flow["status"]}
+
+
+# summed up, and by age
+
+
+def test_top_agrees_with_conntrack(lab: Lab, busy: Path) -> None:
+    listed = lab.egress.run(["conntrack", "-L"]).stdout.splitlines()
+    clients = Counter(re.findall(r"src=(\S+)", line)[0] for line in listed)
+    found = lab.natctl("flows", "--json", "--top", "clients", "--config", busy, expect=0).lines()
+    assert {one["client"]: one["flows"] for one in found} == clients
+    assert [one["flows"] for one in found] == sorted(clients.values(), reverse=True)
+    assert all(one["bytes"] > 0 for one in found)
+    web = sum(f"dst={SERVER} " in line and "dport=443 " in line and line.startswith("tcp") for line in listed)
+    (first,) = lab.natctl(
+        "flows", "--json", "--top", "destinations", "--limit", "1", "--address", SERVER, "--port", "443",
+        "--config", busy, expect=0,
+    ).lines()  # fmt: skip
+    assert (first["protocol"], first["destination"], first["flows"]) == ("tcp", f"{SERVER}:443", web)
+    text = lab.natctl("flows", "--top", "slices", "--config", busy, expect=0).stdout
+    assert re.match(r"\d+ \d+\.\d% \d+(\.\d)?[KM]?i?B ams-\d\n", text)
+
+
+def test_heat_map(lab: Lab, config: Path) -> None:
+    lab.server.tcp_server(443)
+    for port in (9001, 9002, 9007):
+        lab.client.tcp_connect((SERVER, 443), src=("10.0.0.2", port))
+    lab.client.tcp_connect(("203.0.113.2", 443), src=("10.0.0.2", 9005))
+    lines = lab.natctl("flows", "--heatmap", "ams-1", "--config", config, expect=0).stdout.splitlines()
+    assert lines == [
+        f"slice ams-1  {SOFT}  10 ports, one port a cell",
+        "                    9000  9009",
+        "tcp 203.0.113.1:443  @@    @  | 3",
+        "tcp 203.0.113.2:443      @    | 1",
+    ]
+    told = lab.natctl("flows", "--json", "--heatmap", "ams-1", "--limit", "1", "--config", config, expect=0).json()
+    assert told["destinations"][0]["shares"] == [0, 1, 1, 0, 0, 0, 0, 1, 0, 0]
+    assert told["others"] == 1
+    assert "expected one of ams-1" in lab.natctl("flows", "--heatmap", "ams-9", "--config", config, expect=2).stderr
+    both = lab.natctl("flows", "--heatmap", "ams-1", "--top", "slices", "--config", config, expect=2)
+    assert "give one of them" in both.stderr
+
+
+def test_age(lab: Lab, config: Path) -> None:
+    lab.server.tcp_server(443)
+    lab.client.tcp_connect((SERVER, 443))
+    refused = lab.natctl("flows", "--older-than", "1s", "--config", config, expect=4)
+    assert "nf_conntrack_timestamp" in refused.stderr
+    lab.egress.sysctl("net.netfilter.nf_conntrack_timestamp", 1)
+    began = datetime.now(UTC)
+    lab.client.tcp_connect(("203.0.113.2", 443))
+    (young,) = lab.natctl("flows", "--json", "--younger-than", "1h", "--config", config, expect=0).lines()
+    assert young["original"]["dst"] == "203.0.113.2"
+    assert abs(datetime.fromisoformat(young["start"]) - began) < timedelta(seconds=2)
+    assert lab.natctl("flows", "--json", "--older-than", "1h", "--config", config, expect=0).lines() == []
+    assert "expected a number and one of" in lab.natctl("flows", "--older-than", "x", expect=2).stderr
