@@ -31,6 +31,7 @@ from nat_rewriter.history.reader import Question
 from nat_rewriter.history.records import RECORD_DTYPE, Records, joined, key_of
 
 BATCH = 10_000
+_AT_ONCE = 50_000_000
 _COLUMNS = ("wire", "wire_port", "protocol", "start_ns", "end_ns", "client", "client_port", "remote", "remote_port")
 _COLUMNS += ("id", "packets_out", "packets_in", "bytes_out", "bytes_in")  # type: ignore[assignment]
 
@@ -279,7 +280,8 @@ class Measured:
         yield self.name, ""
         yield "  inserts", f"{self.inserts:,.0f}/s alone, {self.beside:,.0f}/s beside a busy event loop"
         yield "  the event loop", f"keeps {self.kept:.0%} of its speed, pauses for up to {self.pause_ms:.0f} ms"
-        yield "  a full part made ready", f"{self.finish:,.0f} records/s"
+        ready = f"{self.finish:,.0f} records/s" if self.finish < _AT_ONCE else "nothing to do"
+        yield "  a full part made ready", ready
         yield "  size", f"{self.size:.0f} bytes a record"
         yield "  lookup", f"{self.lookup_ms:.2f} ms, the first one {self.first_ms:.2f} ms"
         yield "  read by another process", self.reader

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.history.flows import Traffic
-from nat_rewriter.flowtable import FlowTable
 from nat_rewriter.history.reader import Question, find
 from nat_rewriter.history.recorder import QUEUED_FLOWS, Recorder
+from nat_rewriter.kernel.flow_table import FlowTable
 from nat_rewriter.model.flows import FLOW_FIELDS, Event, Present, Status
 from nat_rewriter.model.slices import PortRange, Protocol, Slice
 

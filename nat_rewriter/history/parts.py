@@ -186,7 +186,7 @@ def _opened(path: Path, option: str) -> Iterator[sqlite3.Connection]:
     with told(READ, path):
         # Unlike connect() alone, this says "no such file" where there is none.
         os.stat(path)
-        database = sqlite3.connect(f"{path.resolve().as_uri()}?{option}", uri=True, timeout=_BUSY_S)
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?{option}", uri=True, timeout=_BUSY_S)
         with contextlib.closing(database):
             _check_format(database, path)
             yield database
