@@ -278,7 +278,7 @@ def test_without_its_claim_a_tuple_is_confined(lab: Lab, family: int) -> None:
     listener = listening(lab, family)
     server = ADDRESSES[family][1]
     lab.client.tcp_connect((server, TCP_PORT))
-    listener.accept()
+    far, _ = listener.accept()  # held: its end would claim the tuple anew
     ((_, soft, port, _, _),) = read_claims(lab, family)
     lab.egress.run(["nft", "flush", "set", "inet", "natctl", f"claims{family}"])
     lab.egress.tcp_connect((server, TCP_PORT), src=(soft, port))
@@ -286,6 +286,7 @@ def test_without_its_claim_a_tuple_is_confined(lab: Lab, family: int) -> None:
     assert seen_by_server[:2] != (soft, port)
     assert lab.owns(soft, seen_by_server[1])
     assert lab.leaks().total == 0
+    far.close()
 
 
 @FAMILIES
@@ -293,12 +294,13 @@ def test_a_local_flow_that_was_moved_has_a_claim_too(lab: Lab, family: int) -> N
     listener = listening(lab, family)
     server = ADDRESSES[family][1]
     lab.client.tcp_connect((server, TCP_PORT))
+    far, _ = listener.accept()  # held: its end would claim the tuple anew
     ((_, soft, port, _, _),) = read_claims(lab, family)
     lab.egress.run(["nft", "flush", "set", "inet", "natctl", f"claims{family}"])
     lab.egress.tcp_connect((server, TCP_PORT), src=(soft, port))
-    listener.accept()
     _, moved = listener.accept()
     assert ("tcp", soft, moved[1], server, TCP_PORT) in read_claims(lab, family)
+    far.close()
 
 
 @pytest.mark.parametrize("priority", [-150, 50, 250])
