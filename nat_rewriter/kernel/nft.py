@@ -21,6 +21,7 @@ from typing import IO, Any, Protocol, Self
 
 from nat_rewriter.errors import NftError, PermissionNeeded, UnsupportedFeature
 from nat_rewriter.kernel import nft_listing
+from nat_rewriter.listing import ordered_listing
 from nat_rewriter.model.ruleset import LiveTable
 from nat_rewriter.model.transaction import CreateTable, Transaction
 from nat_rewriter.render.transaction import transaction_text
@@ -89,7 +90,7 @@ class KernelNft:
         # Stateless would leave out the time an element has left, which a rebuilt table needs.
         elements = self._ask("list ruleset", text=command, json=True)
         ranges = nft_listing.range_maps(answer["output"])
-        return LiveTable(table, answer["output"], nft_listing.elements_of(_parsed(elements), ranges))
+        return LiveTable(table, ordered_listing(answer["output"]), nft_listing.elements_of(_parsed(elements), ranges))
 
     def listing_of(self, table: str, skeleton: str) -> str:
         """Return how this kernel and nft list a skeleton, tried out in a network namespace that ends at once.
@@ -107,7 +108,7 @@ class KernelNft:
             _raise_for("check ruleset", made)
             listed = scratch.ask(text=f"list table inet {table}", stateless=True, terse=True)
             _raise_for("list ruleset", listed)
-            return str(listed["output"])
+            return ordered_listing(listed["output"])
         finally:
             scratch.close()
 

@@ -36,17 +36,23 @@ class Library(nftables.Nftables):  # type: ignore[misc]
         ctypes.CDLL("libnftables.so.1").nft_ctx_set_dry_run(context, ctypes.c_bool(wanted))
 
 
-def serve(library: Library, requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer requests until there are no more."""
     while head := requests.read(4):
         request = json.loads(requests.read(struct.unpack("<I", head)[0]))
-        answer = json.dumps(run(library, request)).encode()
+        answer = json.dumps(run(request)).encode()
         answers.write(struct.pack("<I", len(answer)) + answer)
         answers.flush()
 
 
-def run(library: Library, request: dict[str, Any]) -> dict[str, Any]:
-    """Run one request: its ``text``, with the output options it names."""
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Run one request: its ``text``, with the output options it names.
+
+    Each has a library context of its own: what one has only checked stays in its cache, and would be in the way of
+    the same elements when they are loaded.
+    """
+    library = Library()
+    widen_send_buffers()
     library.set_json_output(request.get("json", False))
     library.set_stateless_output(request.get("stateless", False))
     library.set_terse_output(request.get("terse", False))
@@ -88,6 +94,4 @@ if __name__ == "__main__":
         end_with(int(sys.argv[sys.argv.index(END_WITH) + 1]))
     if SCRATCH in sys.argv[1:]:
         leave_network()
-    serving = Library()
-    widen_send_buffers()
-    serve(serving, sys.stdin.buffer, sys.stdout.buffer)
+    serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -17,8 +17,24 @@ class DeleteTable:
 
 
 @dataclass(frozen=True, slots=True)
+class FlushRules:
+    """Take all rules out of a table; its chains and sets, and what is in the sets, stay."""
+
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteObject:
+    """Take a set, map, chain or other object out of a table, when no rule refers to it; ``kind`` is nft's word."""
+
+    table: str
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class CreateTable:
-    """Make a table from the skeleton's nft text, its sets empty."""
+    """Make what the skeleton's nft text has: the table and the objects in it that are absent, and all its rules."""
 
     table: str
     skeleton: str
@@ -42,7 +58,7 @@ class DeleteElements:
     keys: Sequence[str]
 
 
-Step = DeleteTable | CreateTable | AddElements | DeleteElements
+Step = DeleteTable | FlushRules | DeleteObject | CreateTable | AddElements | DeleteElements
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nat_rewriter.model.transaction import AddElements, CreateTable, DeleteElements, DeleteTable, Step, Transaction
+from nat_rewriter.model.transaction import (
+    AddElements,
+    CreateTable,
+    DeleteElements,
+    DeleteObject,
+    DeleteTable,
+    FlushRules,
+    Step,
+    Transaction,
+)
 
 
 def transaction_text(transaction: Transaction) -> str:
@@ -17,6 +26,10 @@ def _step_text(step: Step) -> str:
         case DeleteTable(table):
             # Adding it first makes the deletion right whether or not the table is there.
             return f"add table inet {table}\ndelete table inet {table}"
+        case FlushRules(table):
+            return f"flush table inet {table}"
+        case DeleteObject(table, kind, name):
+            return f"delete {kind} inet {table} {name}"
         case CreateTable(_, skeleton):
             return skeleton
         case AddElements(table, name, elements):

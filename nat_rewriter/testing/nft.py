@@ -5,11 +5,21 @@ from __future__ import annotations
 import copy
 import errno
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nat_rewriter.errors import NftError
 from nat_rewriter.model.ruleset import LiveTable
-from nat_rewriter.model.transaction import AddElements, CreateTable, DeleteElements, DeleteTable, Step, Transaction
+from nat_rewriter.model.transaction import (
+    AddElements,
+    CreateTable,
+    DeleteElements,
+    DeleteObject,
+    DeleteTable,
+    FlushRules,
+    Step,
+    Transaction,
+)
 
 SETS_OF_SKELETON = re.compile(r"^\t(?:set|map) (\S+) \{", re.MULTILINE)
 
@@ -65,22 +75,47 @@ def _take(tables: dict[str, _Table], step: Step) -> None:
     match step:
         case DeleteTable(table):
             tables.pop(table, None)
+        case FlushRules(table):
+            _table_of(tables, table).skeleton = ""
+        case DeleteObject():
+            _delete_object(tables, step)
         case CreateTable(table, skeleton):
-            tables[table] = _Table(skeleton, {name: {} for name in SETS_OF_SKELETON.findall(skeleton)})
+            kept = tables[table].elements if table in tables else {}
+            tables[table] = _Table(skeleton, {name: kept.get(name, {}) for name in SETS_OF_SKELETON.findall(skeleton)})
         case AddElements(table, name, elements):
-            held = _set_of(tables, table, name)
-            for key, value in elements.items():
-                if held.setdefault(key, value) != value:
-                    raise NftError("load ruleset", errno.EEXIST, f"File exists: {key!r}")
+            _add(_set_of(tables, table, name), elements)
         case DeleteElements(table, name, keys):
-            held = _set_of(tables, table, name)
-            for key in keys:
-                if held.pop(key, None) is None:
-                    raise NftError("load ruleset", errno.ENOENT, f"No such file or directory: {key!r}")
+            _delete(_set_of(tables, table, name), keys)
+
+
+def _delete_object(tables: dict[str, _Table], step: DeleteObject) -> None:
+    if step.kind in ("set", "map"):
+        _set_of(tables, step.table, step.name)
+        del tables[step.table].elements[step.name]
+    else:
+        _table_of(tables, step.table)
+
+
+def _add(held: dict[str, str], elements: Mapping[str, str]) -> None:
+    for key, value in elements.items():
+        if held.setdefault(key, value) != value:
+            raise NftError("load ruleset", errno.EEXIST, f"File exists: {key!r}")
+
+
+def _delete(held: dict[str, str], keys: Sequence[str]) -> None:
+    for key in keys:
+        if held.pop(key, None) is None:
+            raise NftError("load ruleset", errno.ENOENT, f"No such file or directory: {key!r}")
+
+
+def _table_of(tables: dict[str, _Table], table: str) -> _Table:
+    if table not in tables:
+        raise NftError("load ruleset", errno.ENOENT, f"No such file or directory: {table!r}")
+    return tables[table]
 
 
 def _set_of(tables: dict[str, _Table], table: str, name: str) -> dict[str, str]:
     try:
-        return tables[table].elements[name]
+        return _table_of(tables, table).elements[name]
     except KeyError:
         raise NftError("load ruleset", errno.ENOENT, f"No such file or directory: {table!r} {name!r}") from None

@@ -16,7 +16,9 @@ from nat_rewriter.model.transaction import (
     AddElements,
     CreateTable,
     DeleteElements,
+    DeleteObject,
     DeleteTable,
+    FlushRules,
     Step,
     Transaction,
 )
@@ -31,6 +33,10 @@ SKELETON = """table inet t {
 
 	map m {
 		type ipv4_addr : ipv4_addr
+	}
+
+	chain c {
+		ip saddr @s accept
 	}
 }
 """
@@ -159,6 +165,8 @@ def test_a_table_is_replaced_in_one_transaction(nft: Nft) -> None:
 EVERY_STEP: dict[type, Step] = {
     DeleteTable: DeleteTable("t"),
     CreateTable: CreateTable("other", SKELETON.replace("inet t", "inet other")),
+    FlushRules: FlushRules("t"),
+    DeleteObject: DeleteObject("t", "map", "m"),
     AddElements: AddElements("t", "m", {"10.0.0.5": "10.0.0.6"}),
     DeleteElements: DeleteElements("t", "s", ("10.0.0.1",)),
 }
@@ -206,7 +214,7 @@ def test_a_change_of_the_rules_rebuilds_the_table(nft: Nft, after: dict[str, str
     intent.apply(policy_of(), nft)
     change = intent.apply(policy_of(**after), nft)
     assert change.action == "rebuild"
-    assert isinstance(change.transaction.steps[0], DeleteTable)
+    assert isinstance(change.transaction.steps[0], FlushRules)
     assert not intent.apply(policy_of(**after), nft).transaction
 
 

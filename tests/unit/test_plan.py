@@ -6,14 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nat_rewriter.model.ruleset import LiveTable, Ruleset
-from nat_rewriter.model.transaction import AddElements, CreateTable, DeleteElements, DeleteTable, Transaction
+from nat_rewriter.model.transaction import (
+    AddElements,
+    CreateTable,
+    DeleteElements,
+    DeleteObject,
+    DeleteTable,
+    FlushRules,
+    Transaction,
+)
 from nat_rewriter.plan import ELEMENTS_A_STATEMENT, SetChange, plan, plan_records, plan_removal, set_changes
 from nat_rewriter.render.transaction import transaction_text
 from nat_rewriter.testing import FakeNft
 
 SETS = ("a", "b", "strays4")
 SKELETON = "table inet t {\n" + "".join(f"\tset {name} {{\n\t}}\n" for name in SETS) + "}\n"
-OTHER = SKELETON.replace("table inet t {\n", "table inet t {\n\t# older\n")
+OTHER = SKELETON.replace("}\n}", "}\n\tchain old {\n\t}\n}")
 
 
 def wanted(**elements: dict[str, str]) -> Ruleset:
@@ -54,16 +62,39 @@ def test_sets_that_packets_fill_are_left_alone() -> None:
     assert list(set_changes(wanted(), have)) == []
 
 
-def test_a_rebuilt_table_gets_what_the_old_one_recorded() -> None:
-    have = live(OTHER, a={"gone": ""}, strays4={"recorded": ""})
-    steps = plan(wanted(a={"1": ""}), SKELETON, have).steps
-    assert steps[-2:] == (AddElements("t", "a", {"1": ""}), AddElements("t", "strays4", {"recorded": ""}))
+def test_sets_that_stay_keep_what_is_in_them_when_rules_are_made_anew() -> None:
+    have = live(OTHER, a={"gone": "", "same": ""}, strays4={"recorded": ""})
+    assert plan(wanted(a={"1": "", "same": ""}), SKELETON, have).steps == (
+        FlushRules("t"),
+        DeleteElements("t", "a", ("gone",)),
+        DeleteObject("t", "chain", "old"),
+        CreateTable("t", SKELETON),
+        AddElements("t", "a", {"1": ""}),
+    )
 
 
-def test_a_rebuilt_table_gets_what_is_said_to_be_recorded() -> None:
-    have = live(OTHER, strays4={"old": ""})
-    steps = plan(wanted(), SKELETON, have, {"strays4": {"new": ""}, "no_such": {"x": ""}}).steps
-    assert steps == (DeleteTable("t"), CreateTable("t", SKELETON), AddElements("t", "strays4", {"new": ""}))
+def test_a_set_that_is_made_anew_gets_what_was_recorded() -> None:
+    other = SKELETON.replace("\tset strays4 {\n", "\tset strays4 {\n\t\tsize 1\n")
+    have = live(other, strays4={"old": ""})
+    made = (FlushRules("t"), DeleteObject("t", "set", "strays4"), CreateTable("t", SKELETON))
+    assert plan(wanted(), SKELETON, have).steps == (*made, AddElements("t", "strays4", {"old": ""}))
+    said = plan(wanted(), SKELETON, have, {"strays4": {"new": ""}, "no_such": {"x": ""}})
+    assert said.steps == (*made, AddElements("t", "strays4", {"new": ""}))
+
+
+def test_a_chain_that_moves_to_another_hook_is_made_anew_after_the_maps_that_lead_to_it() -> None:
+    chain = "\tchain c {{\n\t\ttype nat hook postrouting priority {}; policy accept;\n\t}}\n"
+    verdicts = "\tmap v {\n\t\ttype ipv4_addr : verdict\n\t}\n"
+    before, after = (SKELETON.replace("}\n}", "}\n" + chain.format(number) + "}") for number in (100, 50))
+    steps = plan(wanted(), after, live(before.replace("\tset a", verdicts + "\tset a"))).steps
+    gone = (DeleteObject("t", "map", "v"), DeleteObject("t", "chain", "c"))
+    assert steps == (FlushRules("t"), *gone, CreateTable("t", SKELETON))
+
+
+def test_a_table_with_other_flags_is_made_anew() -> None:
+    have = live(SKELETON.replace("{\n", "{\n\tflags dormant\n", 1), strays4={"recorded": ""})
+    made = (DeleteTable("t"), CreateTable("t", SKELETON), AddElements("t", "strays4", {"recorded": ""}))
+    assert plan(wanted(), SKELETON, have).steps == made
 
 
 def test_records_go_where_there_is_a_place_for_them() -> None:
