@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -13,13 +14,18 @@ from nat_rewriter.model.actions import Action, Result
 from nat_rewriter.model.findings import Finding, Severity
 from nat_rewriter.report import FINDING_COLUMNS, FLOW_COLUMNS, action_line, finding_row
 
-_COLOURS = {Severity.CRITICAL: "bold red", Severity.WARNING: "yellow", Severity.NOTICE: "cyan"}
+SEVERITY_COLOURS = {Severity.CRITICAL: "bold red", Severity.WARNING: "yellow", Severity.NOTICE: "cyan"}
 _RESULT_COLOURS = {Result.DONE: "green", Result.FAILED: "red", Result.GIVEN_UP: "bold red"}
 
 
 def action_text(action: Action) -> Text:
     """Return what was done about a finding, as a line."""
     return Text(action_line(action), style=_RESULT_COLOURS.get(action.result, "cyan"))
+
+
+def timed_action_text(moment: datetime, action: Action) -> Text:
+    """Return when something was done, in UTC, and what."""
+    return Text.assemble((f"{moment:%H:%M:%S} ", "dim"), action_text(action))
 
 
 def findings_table(found: Sequence[Finding]) -> Table:
@@ -29,7 +35,7 @@ def findings_table(found: Sequence[Finding]) -> Table:
     table.add_column("slice", no_wrap=True)
     table.add_column("what and how to mend it", overflow="fold")
     for finding in found:
-        name = Text(finding.kind.value, style=_COLOURS[finding.severity])
+        name = Text(finding.kind.value, style=SEVERITY_COLOURS[finding.severity])
         table.add_row(name, finding.slice or "", _story(finding))
     return table
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Show = Callable[["Watcher", "list[Change]", "list[Action]"], None]
 _STEP_S = 0.25
 _DRAW_EVERY_S = 0.2  # however many events come
+_ACTIONS_TOLD = 200  # when the screen is gone
 
 
 @click.command(
@@ -145,23 +146,27 @@ def _lines(env: Env) -> Show:
 
 @contextmanager
 def _live(env: Env) -> Iterator[Show]:
-    """Show a screen that follows the watcher's status, until the block ends."""
+    """Show a screen that follows the watcher's status, until the block ends; then tell again what was done."""
     from rich.live import Live
 
     from nat_rewriter.cli.live import ACTIONS_SHOWN, LiveView
+    from nat_rewriter.cli.tables import timed_action_text
 
-    with Live(console=env.console(), screen=True, auto_refresh=False) as screen:
+    console = env.console()
+    last_actions: deque[tuple[datetime, Action]] = deque(maxlen=_ACTIONS_TOLD)
+    with Live(console=console, screen=True, auto_refresh=False) as screen:
         drawn_at = 0.0
-        last_actions: deque[tuple[datetime, Action]] = deque(maxlen=ACTIONS_SHOWN)
 
         def show(watcher: Watcher, changes: list[Change], actions: list[Action]) -> None:
             nonlocal drawn_at
             last_actions.extend((datetime.now(UTC), action) for action in actions)
             if time.monotonic() - drawn_at >= _DRAW_EVERY_S:
-                screen.update(LiveView(watcher.status, last_actions), refresh=True)
+                screen.update(LiveView(watcher.status, list(last_actions)[-ACTIONS_SHOWN:]), refresh=True)
                 drawn_at = time.monotonic()
 
         yield show
+    for moment, action in last_actions:
+        console.print(timed_action_text(moment, action), soft_wrap=True)
 
 
 def _read_endpoint(text: str) -> tuple[str, int]:

@@ -12,8 +12,9 @@ def find_ruleset_drift(observation: Observation) -> list[Finding]:
     """One finding when the live table differs from the configuration; it lists the differences."""
     if not observation.drift:
         return []
-    shown = "; ".join(observation.drift[:3])
-    more = len(observation.drift) - 3
+    told = [line for line in observation.drift if line[1:].strip(" {}")]  # a bracket alone says nothing
+    shown = "; ".join(told[:3])
+    more = len(told) - 3
     return [
         Finding(
             Kind.RULESET_DRIFT,

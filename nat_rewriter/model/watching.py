@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from nat_rewriter.model.actions import Result, Verb
 from nat_rewriter.model.findings import Finding, Kind
+from nat_rewriter.model.overview import DestinationUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class WatchStatus:
     resyncs: int = 0
     resync_seconds: float = 0.0  # of the last one
     slices: tuple[SliceUse, ...] = ()
+    destinations: tuple[DestinationUse, ...] = ()  # those that use the largest share of a slice
     findings: tuple[Finding, ...] = ()
     opened: Mapping[Kind, int] = field(default_factory=dict)  # findings that opened since it began
     actions: Mapping[tuple[Verb, Result], int] = field(default_factory=dict)
