@@ -31,6 +31,7 @@ from nat_rewriter.model.needs import needs_of
 from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.slices import Slice
 from nat_rewriter.model.watching import SliceUse, WatchStatus
+from nat_rewriter.usage import list_busiest
 
 if TYPE_CHECKING:
     from nat_rewriter.history.recorder import Recorder
@@ -44,6 +45,7 @@ _DUMP_ATTEMPTS = 5
 # The end of an entry that is older than this listener may never be told (see EventStream): a dump tells.
 _RECHECK_EVERY_S = 60.0
 _RECHECK_SHARE = 0.02
+_DESTINATIONS = 10
 _AT_ONCE = frozenset({Kind.PORT_LEAKED, Kind.PORT_REMAPPED})
 
 
@@ -272,6 +274,7 @@ class Watcher:
             entries=len(self._table),
             event_rate=rate,
             slices=count_slices(whole) if self._count_use else (),
+            destinations=tuple(list_busiest(whole, _DESTINATIONS)) if self._count_use else (),
             findings=tuple(self._tracker.open),
             opened=dict(self._tracker.opened),
         )
