@@ -19,7 +19,7 @@ def listing(lab: Lab) -> str:
 
 
 def unordered(text: str) -> list[str]:
-    """Return the words of a listing: nft lists elements in the order they came."""
+    """Return the words of a listing: nft lists sets, chains and elements in the order they came."""
     return sorted(text.replace(",", "").split())
 
 

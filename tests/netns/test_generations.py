@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from operating import NATCTL, generations, listing, outcomes
+from operating import NATCTL, generations, listing, outcomes, unordered
 
 from nat_rewriter.kernel.netns_names import HOST, name_of_current
 from netns_lab import Lab
@@ -45,7 +45,7 @@ def test_a_generation_is_shown_as_it_was(lab: Lab) -> None:
     ruleset = lab.natctl("log", "1", "--ruleset", expect=0).stdout
     lab.natctl("remove", "--config", path, expect=0)
     lab.egress.nft(ruleset)
-    assert listing(lab) == before
+    assert unordered(listing(lab)) == unordered(before)
     found = lab.natctl("log", "1", "--json", expect=0).json()
     assert (found["configuration"], found["ruleset"]) == (path.read_text(), ruleset)
     assert "find generation: none is kept" in lab.natctl("log", "99", expect=1).stderr
@@ -73,7 +73,7 @@ def test_going_back_applies_an_earlier_generation_as_a_new_one(lab: Lab) -> None
     lab.natctl("apply", "--rollback", expect=0)
     assert lab.natctl("diff", "--config", second).exit_code == 0
     lab.natctl("apply", "--rollback", "1", expect=0)
-    assert listing(lab) == before
+    assert unordered(listing(lab)) == unordered(before)
     assert [one.get("rolled_back_to") for one in generations(lab)] == [None, None, None, 2, 1]
     assert "rebuild, back to 1" in lab.natctl("log", "5", expect=0).stdout
     # Back from the way back.
@@ -90,7 +90,7 @@ def test_going_back_needs_no_configuration_that_can_be_read(lab: Lab, tmp_path: 
     broken.write_text("version = ")
     assert lab.natctl("apply", "--config", broken).exit_code == 2
     lab.natctl("apply", "--config", broken, "--rollback", expect=0)
-    assert listing(lab) == before
+    assert unordered(listing(lab)) == unordered(before)
     lab.natctl("log", "--config", tmp_path / "none.toml", expect=0)
 
 
@@ -100,7 +100,7 @@ def test_going_back_to_what_is_not_there_is_refused(number: str, exit_code: int,
     before = listing(lab)
     assert lab.natctl("apply", "--rollback", number).exit_code == exit_code
     assert lab.natctl("apply", "--rollback").exit_code == 1  # there is only one
-    assert listing(lab) == before
+    assert unordered(listing(lab)) == unordered(before)
 
 
 def test_an_apply_that_the_kernel_refuses_is_kept_as_failed(lab: Lab) -> None:
@@ -112,7 +112,7 @@ def test_an_apply_that_the_kernel_refuses_is_kept_as_failed(lab: Lab) -> None:
     refuse += "KernelNft.run = run\nfrom nat_rewriter.cli.main import run as main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", refuse, "apply", "--config", str(lab.config(guard="count"))]
     assert lab.egress.run(command, check=False).returncode == 1
-    assert listing(lab) == before
+    assert unordered(listing(lab)) == unordered(before)
     assert outcomes(lab) == [(1, "create", "applied"), (2, "rebuild", "failed")]
     assert generations(lab)[1]["reason"] == "load ruleset: refused as asked"
     assert lab.natctl("diff", "--config", path).exit_code == 0
