@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     complete: bool = False
 
 
-def merge(batches: Sequence[Batch]) -> Records:
+def merge(batches: Iterable[Batch]) -> Records:
     """Return a record for each flow, in no order; those that have not ended are EndMark.OPEN."""
     sightings = joined(_with_absent(batches))
     order = np.argsort(sightings["flow"], kind="stable")
@@ -32,7 +32,7 @@ def merge(batches: Sequence[Batch]) -> Records:
     last = np.append(first[1:], len(order)) - 1
     records, ends = picked(sightings, order[first]), picked(sightings, order[last])
     _write_ends(records, ends)
-    _write_unknown_starts(records)
+    _write_starts(records, ends)
     _end_replaced(records)
     _write_counters(records, ends)
     records["sighting"] = 0
@@ -54,7 +54,7 @@ def end_recording(records: Records, time_ns: int) -> None:
     records["end_ns"][still] = np.maximum(records["start_ns"][still], np.uint64(time_ns))
 
 
-def _with_absent(batches: Sequence[Batch]) -> list[Records]:
+def _with_absent(batches: Iterable[Batch]) -> list[Records]:
     """Return the sightings; before a complete batch, that every earlier flow is gone that it does not have."""
     parts: list[Records] = []
     for batch in batches:
@@ -89,7 +89,11 @@ def _write_ends(records: Records, ends: Records) -> None:
     records["end_ns"] = np.where(ended, np.maximum(ends["end_ns"], records["start_ns"]), 0)
 
 
-def _write_unknown_starts(records: Records) -> None:
+def _write_starts(records: Records, ends: Records) -> None:
+    """Write when flows began where only their end tells it: its event has the kernel's timestamps of both."""
+    told = (ends["start_mark"] == StartMark.KERNEL) & (records["start_mark"] != StartMark.KERNEL)
+    for field in ("start_ns", "start_mark"):
+        records[field][told] = ends[field][told]
     unknown = records["start_mark"] == StartMark.UNKNOWN
     records["start_ns"][unknown] = records["end_ns"][unknown]
 

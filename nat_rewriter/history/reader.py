@@ -119,9 +119,9 @@ def _look(directory: Path) -> tuple[list[Part], list[Journal]]:
 def _read_journals(journals: Sequence[Journal], question: Question) -> tuple[Records, int]:
     """Return the records that parts of one recorder make together."""
     # What was carried into the second is in the first.
-    batches = [
+    batches = (
         batch
         for number, journal in enumerate(journals)
         for batch in journal.batches(question.wanted.having, carried=number == 0)
-    ]
+    )
     return merge(batches), journals[-1].last_ns

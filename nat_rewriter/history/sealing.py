@@ -19,7 +19,7 @@ def seal(live: Path, carry: Carry | None) -> int:
     These are handed to ``carry`` first, with the time of the last sighting; without it nobody watched them further.
     """
     journal = Journal(live)
-    records = merge(list(journal.batches()))
+    records = merge(journal.batches())
     if carry is None:
         end_recording(records, journal.last_ns)
     ended, still_open = parted(records)

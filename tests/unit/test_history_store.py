@@ -133,6 +133,13 @@ def test_complete_batch_ends_what_it_lacks() -> None:
     ]  # fmt: skip
 
 
+def test_start_is_the_kernels_once_the_end_tells_it() -> None:
+    closed = seen(1, C, 9)
+    closed["start_ns"], closed["start_mark"] = 3, StartMark.KERNEL
+    (record,) = merge([Batch(joined([seen(1, B, 4), closed]), 9)])
+    assert (record["start_ns"], record["start_mark"]) == (3, StartMark.KERNEL)
+
+
 def test_counters_are_the_last_that_were_told() -> None:
     opened, closed = seen(1, B, 1), seen(1, C, 2)
     closed["packets"], closed["traits"] = (3, 4), Trait.COUNTED
