@@ -18,6 +18,7 @@ from nat_rewriter.model.findings import Kind
 if TYPE_CHECKING:
     from nat_rewriter.model.actions import Action
     from nat_rewriter.model.findings import Finding
+    from nat_rewriter.model.policy import Policy
 
 
 @click.command(
@@ -42,15 +43,13 @@ def check(
     Exit code 3 if anything is found, also where --heal or --abort did something about it. Each action is told after the
     findings.
     """
-    from nat_rewriter.controller.observation import look_once
-
     configuration = read_configuration(env)
     mender = mender_of(configuration, heal=heal, abort=abort, dry_run=dry_run, state=state)
     if mender is None:
-        found, actions = look_once(configuration.policy, kinds, pressure), []
+        found, actions = _look(configuration.policy, kinds, pressure), []
     else:
         with mender:
-            found = look_once(configuration.policy, kinds, pressure)
+            found = _look(configuration.policy, kinds, pressure)
             actions = mender.mend(found) + mender.finish()
     if env.json:
         _print_objects(env, found, actions)
@@ -59,6 +58,16 @@ def check(
     else:
         _print_lines(env, found, actions)
     return EXIT_FOUND if found else EXIT_DONE
+
+
+def _look(policy: Policy, kinds: frozenset[Kind], pressure: float) -> list[Finding]:
+    """Ask the kernel before the rest of the program is imported: both take their time, and can do so at once."""
+    from nat_rewriter.controller.gathering import Gathering
+
+    gathering = Gathering(policy, kinds)
+    from nat_rewriter.controller.observation import look_once
+
+    return look_once(policy, kinds, pressure, gathering)
 
 
 def _print_objects(env: Env, found: list[Finding], actions: list[Action]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from nat_rewriter.controller.observation import read_differences
+from nat_rewriter.controller.gathering import read_differences
 from nat_rewriter.model.policy import Policy
 
 READ_EVERY_S = 3.0

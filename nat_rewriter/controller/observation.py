@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from nat_rewriter.controller.intent import read_drift
-from nat_rewriter.detect import DETECTORS, HostSettings, Needs, Observation, SliceIndex, find_findings
-from nat_rewriter.detect.observation import no_flows, no_sockets
-from nat_rewriter.kernel.conntrack import dump
-from nat_rewriter.kernel.sockets import find_owners, list_sockets
+import numpy as np
+
+from nat_rewriter.controller.gathering import Gathering
+from nat_rewriter.detect import DETECTORS, HostSettings, Observation, SliceIndex, find_findings
+from nat_rewriter.detect.questions import ask_again, ask_for_holders, each_once, with_flows, without_flows
+from nat_rewriter.kernel.conntrack import find_flows
+from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE
+from nat_rewriter.kernel.sieve import Sieve
+from nat_rewriter.kernel.socket_dumps import dump_sockets
+from nat_rewriter.kernel.sockets import SOCKET_DTYPE, find_owners
 from nat_rewriter.kernel.sysctls import get_ephemeral_ports, has_tcp_early_demux, list_reserved_ports
 from nat_rewriter.model.findings import Finding, FlowParty, Kind, Party, SocketParty
-from nat_rewriter.model.needs import needs_of
+from nat_rewriter.model.needs import Needs
 from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.sockets import Owner
 
@@ -24,49 +28,71 @@ PRESSURE = 0.8
 _SECOND_LOOK_AFTER_S = 0.05
 
 
-def look_once(policy: Policy, kinds: Collection[Kind] = ALL_KINDS, pressure: float = PRESSURE) -> list[Finding]:
+def look_once(
+    policy: Policy,
+    kinds: Collection[Kind] = ALL_KINDS,
+    pressure: float = PRESSURE,
+    gathering: Gathering | None = None,
+) -> list[Finding]:
     """Return what is wrong in this network namespace now; sockets are named with their processes.
 
     Sockets and entries cannot be listed in the same instant. What only the time between the two can explain is
-    reported when a second look sees it again. Raises PermissionNeeded, NetlinkError, NftError.
+    reported when a second look sees it again. ``gathering`` is what the look begins with, where that began before.
+    Raises PermissionNeeded, NetlinkError, NftError.
     """
-    first = observe(policy, kinds, pressure)
+    first = observe(policy, kinds, pressure, gathering)
     found = find_findings(first, kinds)
     if any(is_unsteady(finding) for finding in found):
         time.sleep(_SECOND_LOOK_AFTER_S)
-        found = confirmed(found, find_findings(_observe_again(first), kinds))
+        found = confirmed(found, find_findings(_observe_again(first, found), kinds))
     return name_processes(found)
 
 
-def observe(policy: Policy, kinds: Collection[Kind] = ALL_KINDS, pressure: float = PRESSURE) -> Observation:
+def observe(
+    policy: Policy,
+    kinds: Collection[Kind] = ALL_KINDS,
+    pressure: float = PRESSURE,
+    gathering: Gathering | None = None,
+) -> Observation:
     """Return what the kernel has now, as far as the kinds need it."""
-    needs = needs_of(kinds)
+    gathered = gathering or Gathering(policy, kinds)
     index, coexist = SliceIndex(policy.slices), policy.controller.coexist
-    # Listing a ruleset is work for another process: it is done meanwhile. The thread is in the same namespace.
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        drift = beside.submit(read_differences, policy) if needs & Needs.DRIFT else None
-        host = read_host_settings() if needs & Needs.HOST else HostSettings()
-        # Sockets first: the entry of a socket that is listed was made by the time the table is dumped.
-        sockets = list_sockets() if needs & Needs.SOCKETS else no_sockets()
-        flows = dump() if needs & Needs.FLOWS else no_flows()
-        differences = tuple(drift.result()) if drift else ()
-    return Observation(index, flows, sockets, coexist=coexist, drift=differences, host=host, pressure=pressure)
+    host = read_host_settings() if gathered.needs & Needs.HOST else HostSettings()
+    tables = gathered.tables()
+    seen = Observation(
+        index,
+        each_once(np.frombuffer(tables.flows, FLOW_DTYPE)),
+        np.frombuffer(tables.sockets, SOCKET_DTYPE),
+        coexist=coexist,
+        drift=gathered.differences(),
+        host=host,
+        pressure=pressure,
+        sifted=tables.sieve,
+    )
+    return add_holders(seen, tables.sieve.zones()) if tables.sieve else seen
 
 
-def _observe_again(first: Observation) -> Observation:
-    sockets = list_sockets()
-    return replace(first, sockets=sockets, flows=dump())
+def add_holders(seen: Observation, zones: Collection[int]) -> Observation:
+    """Return an observation with the flows that hold what flows and sockets of this host wanted.
+
+    ``zones``: those that flows of the slices are in.
+    """
+    questions = list(ask_for_holders(seen, {0, *zones}))
+    return with_flows(seen, find_flows(questions)) if questions else seen
+
+
+def _observe_again(first: Observation, found: Iterable[Finding]) -> Observation:
+    """Look again at the sockets, and at the entries that unsteady findings are about."""
+    sockets = np.frombuffer(dump_sockets(), SOCKET_DTYPE)
+    zones = {0, *(first.sifted.zones() if isinstance(first.sifted, Sieve) else ())}
+    tuples = {finding.tuple for finding in found if finding.tuple and is_unsteady(finding)}
+    rest = without_flows(replace(first, sockets=sockets), tuples)
+    return add_holders(with_flows(rest, find_flows(ask_again(tuples, zones))), zones)
 
 
 def read_host_settings() -> HostSettings:
     """Return the sysctls that detection depends on."""
     return HostSettings(get_ephemeral_ports(), list_reserved_ports(), has_tcp_early_demux())
-
-
-def read_differences(policy: Policy) -> list[str]:
-    """Return how the live table differs from the configuration, without the frame that a diff has around it."""
-    lines = (line for line in read_drift(policy) if not line.startswith(("---", "+++", "@@", " ")))
-    return [f"{line[:1]} {line[1:].strip()}" for line in lines]
 
 
 def is_unsteady(finding: Finding) -> bool:

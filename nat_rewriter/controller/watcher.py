@@ -14,6 +14,7 @@ from nat_rewriter.controller.drift_poll import DriftPoll
 from nat_rewriter.controller.observation import (
     ALL_KINDS,
     PRESSURE,
+    add_holders,
     confirmed,
     name_processes,
     read_host_settings,
@@ -22,9 +23,11 @@ from nat_rewriter.detect import FindingTracker, Loss, Needs, Observation, SliceI
 from nat_rewriter.detect.tracker import Change
 from nat_rewriter.detect.uses import Use
 from nat_rewriter.errors import NetlinkError
-from nat_rewriter.flowtable import FlowTable, Records, ResyncResult, TableState
+from nat_rewriter.flowtable import Records, ResyncResult, TableState
 from nat_rewriter.kernel.conntrack import dump_batches
 from nat_rewriter.kernel.conntrack_events import EventStream
+from nat_rewriter.kernel.flow_table import FlowTable
+from nat_rewriter.kernel.sieve import Sieve
 from nat_rewriter.kernel.sockets import list_sockets
 from nat_rewriter.model.findings import Finding, Kind
 from nat_rewriter.model.needs import needs_of
@@ -68,7 +71,7 @@ class Watcher:
         recorder: Recorder | None = None,
     ) -> None:
         self._policy, self._kinds, self._pressure = policy, frozenset(kinds), pressure
-        self._index = SliceIndex(policy.slices)
+        self._index, self._sieve = SliceIndex(policy.slices), Sieve(policy.slices)
         self._buffer_bytes, self._count_use, self._recorder = buffer_bytes, count_use, recorder
         self._tracker = FindingTracker()
         self._drift = DriftPoll(policy, wanted=bool(needs_of(kinds) & Needs.DRIFT))
@@ -86,7 +89,7 @@ class Watcher:
     def __enter__(self) -> Watcher:
         self._stream = EventStream(buffer_bytes=self._buffer_bytes)
         try:
-            self._table = FlowTable()
+            self._table = FlowTable(judge=self._sieve)
             self._take_whole_dump()
         except BaseException:
             self._stream.close()
@@ -159,9 +162,8 @@ class Watcher:
         rewritten = seen.local[seen.rewritten]
         if not len(rewritten):
             return []
-        holders = [holder for holder in self._table.find_holders(rewritten) if holder is not None]
-        flows = np.concatenate((rewritten, np.array(holders, dtype=rewritten.dtype)))
-        found = find_findings(self._observation(flows=flows, sockets=list_sockets()), kinds)
+        met = add_holders(self._observation(flows=rewritten), self._sieve.zones())
+        found = find_findings(replace(met, sockets=list_sockets()), kinds)
         new = name_processes([one for one in found if not self._tracker.has(one)])
         self._to_mend += new
         return self._tracker.add(new)
@@ -172,9 +174,11 @@ class Watcher:
         needs = needs_of(self._kinds)
         sockets = list_sockets() if needs & Needs.SOCKETS else None
         changes = self._catch_up()
-        whole = self._observation(flows=self._table.records(), drift=self._drift.latest(), loss=self._loss)
+        whole = self._observation(
+            flows=self._table.seen(), sifted=self._sieve, drift=self._drift.latest(), loss=self._loss
+        )
         if sockets is not None:
-            whole = replace(whole, sockets=sockets)
+            whole = add_holders(replace(whole, sockets=sockets), self._sieve.zones())
         if needs & Needs.HOST:
             whole = replace(whole, host=read_host_settings())
         found = find_findings(whole, self._kinds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nat_rewriter.detect.keys import first_match, mix, original_keys, reply_keys, socket_keys, tuple_keys
-from nat_rewriter.detect.observation import UDP, Observation, Rows
+from nat_rewriter.detect.observation import UDP, Observation, Rows, picked
 from nat_rewriter.detect.parties import PORTLESS
 
 NO_ROW = -1
@@ -17,15 +17,21 @@ def untracked_sockets(observation: Observation) -> tuple[Rows, Rows]:
     A flow that the socket began has the socket's tuple as its original one; a flow that it accepted has it, read
     backwards, as its original one: the peer's packets are addressed to the socket. A NAT flow has it in its reply.
     """
+    rows = untracked_rows(observation)
+    keys = socket_keys(observation.sockets[rows])
+    return rows, _wire_holders(observation, keys, observation.sockets["sport"][rows])
+
+
+def untracked_rows(observation: Observation) -> Rows:
+    """Return the rows of connected sockets of a slice that have no entry."""
     rows = observation.connected_rows
     if not len(rows):
-        return rows, rows
+        return rows
     sockets = observation.sockets[rows]
-    keys = socket_keys(sockets)
-    own = first_match(keys, original_keys(observation.local)) != NO_ROW
+    own = first_match(socket_keys(sockets), original_keys(observation.local)) != NO_ROW
     accepted = first_match(_peer_keys(sockets), original_keys(_flows_to(observation, sockets))) != NO_ROW
-    rows, keys = rows[~own & ~accepted], keys[~own & ~accepted]
-    return rows, _wire_holders(observation, keys, observation.sockets["sport"][rows])
+    untracked: Rows = rows[~own & ~accepted]
+    return untracked
 
 
 def holders_of(observation: Observation, wanted: Rows) -> Rows:
@@ -76,8 +82,7 @@ def _flows_to(observation: Observation, sockets: Rows) -> Rows:
     """Return the flows whose first packet was addressed to the port of one of the sockets."""
     asked = np.zeros(1 << 16, dtype=bool)
     asked[sockets["sport"]] = True
-    flows: Rows = observation.flows[asked[observation.flows["orig_dport"]]]
-    return flows
+    return picked(observation.flows, asked[observation.flows["orig_dport"]])
 
 
 def _peer_keys(sockets: Rows) -> Rows:

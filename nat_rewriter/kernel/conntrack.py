@@ -8,14 +8,15 @@ UnsupportedFeature where the kernel has no ctnetlink, NetlinkError with the kern
 from __future__ import annotations
 
 import errno
+import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from nat_rewriter.errors import NetlinkError
 from nat_rewriter.kernel import netlink
 from nat_rewriter.kernel._core._native import lib
-from nat_rewriter.kernel.conntrack_dumps import EVERYTHING, ctnetlink_needed, started_dump
+from nat_rewriter.kernel.conntrack_dumps import EVERYTHING, SEED, ctnetlink_needed, started_dump
 from nat_rewriter.kernel.conntrack_events import EventBatch, EventStream, Groups
 from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE, Decoded, Records, decode
 from nat_rewriter.kernel.conntrack_requests import (
@@ -30,7 +31,7 @@ from nat_rewriter.kernel.conntrack_requests import (
 )
 from nat_rewriter.model.flows import Flow, Status, flow_from_record
 from nat_rewriter.model.slices import Address
-from nat_rewriter.model.tuples import FlowTuple
+from nat_rewriter.model.tuples import FlowTuple, Question
 
 __all__ = [
     "FLOW_DTYPE",
@@ -46,6 +47,7 @@ __all__ = [
     "delete_flow",
     "dump",
     "dump_batches",
+    "find_flows",
     "get_flow",
     "get_table_size",
     "insert_flow",
@@ -53,6 +55,8 @@ __all__ = [
 ]
 
 BATCH_RECORDS = 16384
+_QUESTIONS = 16  # at a time: their answers have to fit into the smallest receive buffer
+_FIND = "find conntrack entries"
 
 
 class TableSize(NamedTuple):
@@ -101,6 +105,26 @@ def get_flow(wanted: FlowTuple, zone: int = 0) -> Flow | None:
             return None
         raise
     return flow_from_record(decode(answer[0]).records[0])
+
+
+def find_flows(wanted: Iterable[Question]) -> Records:
+    """Return the entries that have one of these tuples in either direction, those that are there, in no order.
+
+    The answer to many questions takes some ten microseconds each.
+    """
+    answers: list[bytes] = []
+    with netlink.open_socket(lib.NETLINK_NETFILTER, _FIND) as asked:
+        questions = map(_question, wanted)
+        while asking := list(itertools.islice(questions, _QUESTIONS)):
+            answers += netlink.ask_each(asked, asking, _FIND)
+    entries = b"".join(answer + bytes(-len(answer) % 4) for answer in answers)
+    return decode(entries, seed=SEED).records
+
+
+def _question(wanted: Question) -> bytes:
+    tuple_, zone, is_reply = wanted
+    parts = [tuple_attribute(lib.CTA_TUPLE_REPLY, tuple_, is_reply=is_reply), *zone_attributes(zone)]
+    return conntrack_message(lib.IPCTNL_MSG_CT_GET, 0, tuple_.src.version, *parts)
 
 
 def delete_flow(original: FlowTuple, zone: int = 0, flow_id: int | None = None) -> bool:

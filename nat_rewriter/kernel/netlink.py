@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nat_rewriter.errors import DecodeError, KernelError, NetlinkError, PermissionNeeded
@@ -97,6 +97,29 @@ def ask(protocol: int, request: bytes, operation: str) -> list[bytes]:
             raise refusal(operation, error.errno or errno.EIO) from None
 
 
+def ask_each(asked: socket.socket, requests: Sequence[bytes], operation: str) -> list[bytes]:
+    """Send requests that have one answer each, and return the answers of those that are granted.
+
+    What is asked for and not there (ENOENT) is left out. Raises NetlinkError, PermissionNeeded, DecodeError.
+    """
+    granted: list[bytes] = []
+    try:
+        asked.send(b"".join(requests))
+        left = len(requests)
+        while left:
+            for answer in split_messages(asked.recv(DUMP_BYTES)):
+                left -= 1
+                if not _is_last(answer):
+                    granted.append(answer)
+                elif _code_of(answer) != errno.ENOENT:
+                    _raise_refusal(operation, answer)
+    except TimeoutError:
+        raise refusal(operation, errno.ETIMEDOUT) from None
+    except OSError as error:
+        raise refusal(operation, error.errno or errno.EIO) from None
+    return granted
+
+
 def split_messages(datagram: bytes) -> Iterator[bytes]:
     """Yield the messages of a datagram, headers included. Raises DecodeError."""
     while datagram:
@@ -111,8 +134,12 @@ def _is_last(answer: bytes) -> bool:
     return _HEADER.unpack_from(answer)[1] in (lib.NLMSG_ERROR, lib.NLMSG_DONE)
 
 
+def _code_of(answer: bytes) -> int:
+    return int(-struct.unpack_from("=i", answer, MESSAGE_HEADER)[0]) if len(answer) >= MESSAGE_HEADER + 4 else 0
+
+
 def _raise_refusal(operation: str, answer: bytes) -> None:
-    code = -struct.unpack_from("=i", answer, MESSAGE_HEADER)[0] if len(answer) >= MESSAGE_HEADER + 4 else 0
+    code = _code_of(answer)
     if code:
         raise refusal(operation, code, _kernel_words(answer))
 

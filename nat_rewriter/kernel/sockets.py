@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -19,14 +18,13 @@ import numpy as np
 from nat_rewriter.errors import NetlinkError, UnsupportedFeature
 from nat_rewriter.kernel import netlink
 from nat_rewriter.kernel._core._native import ffi, lib
+from nat_rewriter.kernel.socket_dumps import FAMILIES, diag_request, dump_sockets, socket_context
+from nat_rewriter.kernel.socket_dumps import PROTOCOLS as PROTOCOLS
 from nat_rewriter.model.sockets import SOCKET_FIELDS, Owner
 
 SOCKET_DTYPE = np.dtype(SOCKET_FIELDS)
 Records = np.ndarray[Any, np.dtype[np.void]]
-PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-_LIST, _DESTROY = "list sockets", "destroy socket"
-_ALL_STATES = 0xFFFFFFFF
+_DESTROY = "destroy socket"
 _PROC = Path("/proc")
 
 
@@ -40,7 +38,7 @@ class DecodedSockets(NamedTuple):
 
 def decode_sockets(data: bytes, protocol: str = "tcp", families: Collection[int] = (4, 6)) -> DecodedSockets:
     """Return the sockets of one sock_diag datagram. Raises DecodeError for bytes that the kernel does not write."""
-    context = _context(protocol, families)
+    context = socket_context(protocol, families)
     records = np.empty(len(data) // lib.NLMSG_HDRLEN + 1, SOCKET_DTYPE)
     progress = ffi.new("struct nr_progress *")
     with ffi.from_buffer("struct nr_socket[]", records.view("u1"), require_writable=True) as buffer:
@@ -56,45 +54,7 @@ def list_sockets(protocols: Collection[str] = ("tcp", "udp"), families: Collecti
 
     An IPv6 socket that talks IPv4 counts as family 4. Sockets that come and go meanwhile may be missing.
     """
-    # IPv6 sockets are always asked for: some of them are of family 4.
-    parts = [
-        _list_one(protocol, number, families)
-        for protocol in protocols
-        for family, number in _FAMILIES.items()
-        if family in families or family == 6
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, SOCKET_DTYPE)
-
-
-def _list_one(protocol: str, family: int, families: Collection[int]) -> Records:
-    request = netlink.message(
-        lib.SOCK_DIAG_BY_FAMILY, lib.NLM_F_DUMP, _request(family, PROTOCOLS[protocol], _ALL_STATES, bytes(48))
-    )
-
-    def read() -> Records:
-        with netlink.open_socket(lib.NETLINK_SOCK_DIAG, _LIST) as source:
-            dump = netlink.Dump(source, request, netlink.SOCKETS, _context(protocol, families), _LIST)
-            return netlink.collect(dump, SOCKET_DTYPE, 1024)
-
-    try:
-        return netlink.once_more(read)
-    except NetlinkError as error:
-        # No handler: the protocol, or IPv6 itself, is not built in or loaded, so that it has no sockets.
-        if error.errno in (errno.ENOENT, errno.EAFNOSUPPORT):
-            return np.empty(0, SOCKET_DTYPE)
-        raise
-
-
-def _context(protocol: str, families: Collection[int]) -> Any:
-    return ffi.new(
-        "struct nr_context *",
-        {"protocol": PROTOCOLS[protocol], "families": sum(1 << family for family in set(families))},
-    )
-
-
-def _request(family: int, protocol: int, states: int, socket_id: bytes) -> bytes:
-    """Return struct inet_diag_req_v2."""
-    return struct.pack("=BBBxI", family, protocol, 0, states) + socket_id
+    return np.frombuffer(dump_sockets(protocols, families), SOCKET_DTYPE)
 
 
 def destroy_socket(record: Any) -> bool:
@@ -105,7 +65,7 @@ def destroy_socket(record: Any) -> bool:
     request = netlink.message(
         lib.SOCK_DESTROY,
         lib.NLM_F_ACK,
-        _request(_FAMILIES[int(record["family"])], int(record["protocol"]), _ALL_STATES, _socket_id(record)),
+        diag_request(FAMILIES[int(record["family"])], int(record["protocol"]), _socket_id(record)),
     )
     try:
         netlink.ask(lib.NETLINK_SOCK_DIAG, request, _DESTROY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from nat_rewriter.model.slices import Address
 
@@ -40,6 +41,14 @@ class FlowTuple:
 
     def __str__(self) -> str:
         return f"{self.protocol} {endpoint_text(self.src, self.sport)} {endpoint_text(self.dst, self.dport)}"
+
+
+class Question(NamedTuple):
+    """Which entry has a tuple, in a zone? An echo request is told from its reply."""
+
+    tuple: FlowTuple
+    zone: int = 0
+    is_reply: bool = True
 
 
 def endpoint_text(address: Address, port: int) -> str:

@@ -18,9 +18,10 @@ import pytest
 from own_network import connection, own_network, run, send_echo, send_udp, set_sysctl
 
 from nat_rewriter.errors import NetlinkError, PermissionNeeded
-from nat_rewriter.flowtable import FlowTable, TableState
+from nat_rewriter.flowtable import TableState
 from nat_rewriter.kernel import conntrack, conntrack_dumps, netlink
 from nat_rewriter.kernel.conntrack import EventStream, FlowFilter, Groups, TupleFilter
+from nat_rewriter.kernel.flow_table import FlowTable
 from nat_rewriter.model.flows import Event, Flow, Status, flow_from_record
 from nat_rewriter.model.tuples import FlowTuple
 

@@ -1,0 +1,92 @@
+"""What one look asks of the kernel, in threads: it is under way while the rest of the program is still being loaded.
+
+Nothing here needs numpy. The threads are in the network namespace that the caller is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from nat_rewriter.kernel import netlink
+from nat_rewriter.kernel.conntrack_dumps import EVERYTHING, dump_bytes
+from nat_rewriter.kernel.conntrack_requests import FlowFilter, TupleFilter
+from nat_rewriter.kernel.sieve import Sieve
+from nat_rewriter.kernel.socket_dumps import dump_sockets
+from nat_rewriter.model.findings import Kind
+from nat_rewriter.model.needs import Needs, needs_of
+from nat_rewriter.model.policy import Policy
+from nat_rewriter.model.slices import Slice
+
+# Kinds that are about flows from soft-unicast addresses alone, but for who is in their way.
+_OF_LOCAL_FLOWS = frozenset({Kind.PORT_LEAKED, Kind.PORT_REMAPPED})
+# The kernel compares one address a dump. A filtered dump takes a fifth of a whole one, and two run side by side.
+_MOST_ADDRESSES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Records of sockets and flows as bytes, and what counted the flows; empty where nobody needs them."""
+
+    sockets: bytes | bytearray = field(default=b"", repr=False)
+    flows: bytes | bytearray = field(default=b"", repr=False)
+    sieve: Sieve | None = None
+
+
+class Gathering:
+    """Begins to read what the detection of some kinds needs; each method waits for its part, and raises its errors."""
+
+    def __init__(self, policy: Policy, kinds: Collection[Kind]) -> None:
+        self.needs = needs_of(kinds)
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="gather")
+        self._tables = self._threads.submit(read_tables, policy.slices, kinds)
+        self._drift: Future[list[str]] | None = None
+        if self.needs & Needs.DRIFT:
+            self._drift = self._threads.submit(read_differences, policy)
+        self._threads.shutdown(wait=False)
+
+    def tables(self) -> Tables:
+        """Return sockets and flows."""
+        return self._tables.result()
+
+    def differences(self) -> tuple[str, ...]:
+        """Return how the live table differs from the configuration."""
+        return tuple(self._drift.result()) if self._drift else ()
+
+
+def read_tables(slices: Sequence[Slice], kinds: Collection[Kind]) -> Tables:
+    """Return sockets and flows as far as the detection of some kinds looks at them."""
+    needs = needs_of(kinds)
+    # Sockets first: the entry of a socket that is listed was made by the time the table is dumped.
+    sockets = dump_sockets() if needs & Needs.SOCKETS else b""
+    if not needs & Needs.FLOWS:
+        return Tables(sockets)
+    addresses = {each.address for each in slices}
+    if set(kinds) <= _OF_LOCAL_FLOWS and len(addresses) <= _MOST_ADDRESSES:
+        filters = [FlowFilter(original=TupleFilter(src=address)) for address in addresses]
+    else:
+        filters = [EVERYTHING]
+    return netlink.once_more(lambda: _sifted(sockets, Sieve(slices), filters))
+
+
+def _sifted(sockets: bytes | bytearray, sieve: Sieve, filters: Sequence[FlowFilter]) -> Tables:
+    if len(filters) == 1:
+        return Tables(sockets, dump_bytes(filters[0], sieve.handle), sieve)
+    # Each with a sieve of its own: they are counted in by two threads at a time. What they counted is not looked at.
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        parts = list(threads.map(lambda wanted: dump_bytes(wanted, Sieve(sieve.slices).handle), filters))
+    return Tables(sockets, bytearray().join(parts), sieve)
+
+
+def read_differences(policy: Policy) -> list[str]:
+    """Return how the live table differs from the configuration, without the frame that a diff has around it."""
+    return list(_differences(policy))
+
+
+def _differences(policy: Policy) -> Iterator[str]:
+    from nat_rewriter.controller.intent import read_drift
+
+    for line in read_drift(policy):
+        if not line.startswith(("---", "+++", "@@", " ")):
+            yield f"{line[:1]} {line[1:].strip()}"
