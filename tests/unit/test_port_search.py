@@ -126,7 +126,7 @@ def test_uses_keep_their_chance_in_any_order() -> None:
     seen = observation(all_but(WIDE, range(10500, 10548)), WIDE)
     other = flows(flow(((CLIENT, 5), (SERVER, 80)), (SOFT, 10000)))
     both = Observation(seen.index, flows=np.concatenate((other, seen.flows)))
-    count = UseCount(both.flows, both.wire_rows, both.wire_numbers, both.index)
+    count = UseCount(both.counted, both.index)
     chances = {use.towards.dport: round(use.find_chance, 3) for use in count.uses(np.array([1, 0]))}
     assert chances == {443: 0.216, 80: 1.0}
     assert {use.towards.dport: use.findable for use in count.uses(np.array([0, 1]))} == {443: 10, 80: 2047}
