@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import socket
 import subprocess
@@ -88,7 +89,7 @@ def test_a_slice_is_withdrawn_when_its_flows_have_ended(old: Lab, server: str, s
     held.close()
     stdout, stderr = process.communicate(timeout=WITHIN_S)
     assert process.returncode == 0, stderr
-    assert "ams-2, ams-4: 1 flow left, ended in 60 s" in stderr
+    assert re.search(r"ams-2, ams-4: 1 flow left, ended in (60|5\d) s", stderr), stderr
     assert "withdrawn: ams-2, ams-4: " in stdout
     assert " 0 of sockets here" in stdout
     assert round_trip(fresh)
