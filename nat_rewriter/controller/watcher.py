@@ -40,10 +40,12 @@ if TYPE_CHECKING:
     from nat_rewriter.history.recorder import Recorder
 
 LOOK_EVERY_S = 1.0
+_RATE_OVER_S = 1.0
 # A look may take this share of the time, so that a great table leaves time for its events.
 _LOOK_SHARE = 0.2
 # After a loss the queue is read empty first; when it never is, the table is dumped anyway.
 _RESYNC_PATIENCE_S = 2.0
+_LOOK_PATIENCE_S = 5.0
 _DUMP_ATTEMPTS = 5
 # The end of an entry that is older than this listener may never be told (see EventStream): a dump tells.
 _RECHECK_EVERY_S = 60.0
@@ -82,8 +84,8 @@ class Watcher:
         self._loss: Loss | None = None
         self._dropped_now = 0
         self._next_recheck = time.monotonic() + _RECHECK_EVERY_S
-        self._stale_since = self._next_look = self._last_look = 0.0
-        self._events_at_look = 0
+        self._stale_since = self._next_look = self._looked_at = 0.0
+        self._rate_since, self._events_then = time.monotonic(), 0
         self.status = WatchStatus(TableState.SYNCING.value)
 
     def __enter__(self) -> Watcher:
@@ -120,13 +122,22 @@ class Watcher:
         changes = self._judge_fresh()
         if self._recorder and self._table.state is TableState.LIVE:
             self._complete_record(self._recorder)
-        if self._table.state is TableState.STALE and (drained or self._stale_for() > _RESYNC_PATIENCE_S):
+        resynced = self._table.state is TableState.STALE and (drained or self._stale_for() > _RESYNC_PATIENCE_S)
+        if resynced:
             self._resync()
             changes += self._judge_fresh()
-        # While events are missing the table would show what is not: it is dumped again first.
-        if self._table.state is TableState.LIVE and time.monotonic() >= self._next_look:
+        if self._may_look(resynced) and time.monotonic() >= self._next_look:
             changes += self._look()
+        self._note_progress()
         return changes
+
+    def _may_look(self, resynced: bool) -> bool:
+        """Tell whether the table shows what is: while events are missing it is dumped again first.
+
+        Where events are lost during each dump too, a table that was just dumped is better than none for ever.
+        """
+        overdue = time.monotonic() - self._looked_at > _LOOK_PATIENCE_S
+        return self._table.state is TableState.LIVE or (resynced and overdue)
 
     def _read(self, timeout_s: float) -> bool:
         """Apply one batch of events; tell whether nothing is left in the queue."""
@@ -184,7 +195,8 @@ class Watcher:
         found = find_findings(whole, self._kinds)
         changes += self._settle(found)
         self._loss = None
-        self._note_status(whole, started)
+        self._note_status(whole)
+        self._looked_at = time.monotonic()
         self._next_look = started + max(LOOK_EVERY_S, (time.monotonic() - started) / _LOOK_SHARE)
         return changes
 
@@ -268,15 +280,19 @@ class Watcher:
     def _observation(self, **seen: Any) -> Observation:
         return Observation(self._index, coexist=self._policy.controller.coexist, pressure=self._pressure, **seen)
 
-    def _note_status(self, whole: Observation, started: float) -> None:
-        events = self.status.events
-        rate = (events - self._events_at_look) / max(started - self._last_look, 1e-3) if self._last_look else 0.0
-        self._last_look, self._events_at_look = started, events
+    def _note_progress(self) -> None:
+        """Note what can be told without a look: there is none while events are being lost."""
+        passed = time.monotonic() - self._rate_since
+        if passed < _RATE_OVER_S:
+            return
+        rate = (self.status.events - self._events_then) / passed
+        self._rate_since, self._events_then = time.monotonic(), self.status.events
+        self.status = replace(self.status, entries=len(self._table), event_rate=rate)
+
+    def _note_status(self, whole: Observation) -> None:
         self.status = replace(
             self.status,
             state=self._table.state.value,
-            entries=len(self._table),
-            event_rate=rate,
             slices=count_slices(whole) if self._count_use else (),
             destinations=tuple(list_busiest(whole, _DESTINATIONS)) if self._count_use else (),
             findings=tuple(self._tracker.open),

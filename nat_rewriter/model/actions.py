@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nat_rewriter.model.findings import Finding, SocketParty
 from nat_rewriter.model.tuples import FlowTuple
@@ -42,7 +42,7 @@ class SocketTarget:
     """One connected socket, from itself to its peer; ``cookie`` tells it from a later one with the same tuple."""
 
     tuple: FlowTuple
-    socket: SocketParty
+    socket: SocketParty = field(compare=False)  # it is the same one whether or not its process is known
     cookie: int
 
 

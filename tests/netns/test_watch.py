@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pty
 import re
@@ -10,6 +11,7 @@ import signal
 import struct
 import sys
 import termios
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -261,6 +263,30 @@ def test_leak_whose_event_was_lost_is_found_by_the_resync(lab: Lab, narrow: Watc
         insert_flow(numbered(number), 300)
     changes = until(narrow, lambda changes: {Kind.EVENTS_LOST, Kind.PORT_LEAKED} <= {one.kind for one, _ in changes})
     assert changes
+
+
+def test_looks_go_on_where_events_are_lost_all_the_time(lab: Lab, narrow: Watcher) -> None:
+    ended = threading.Event()
+
+    def flood() -> None:
+        with lab.egress.enter():
+            for number in itertools.cycle(range(500)):
+                if ended.is_set():
+                    break
+                insert_flow(numbered(number), 300)
+                delete_flow(numbered(number))
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    try:
+        until(narrow, lambda changes: len(lost(changes)) >= 2)
+        lab.egress.nft("delete table inet natctl\n")
+        until(narrow, lambda changes: any(one.kind is Kind.RULESET_DRIFT for one, _ in changes), patience_s=30)
+        assert narrow.status.event_rate > 0
+    finally:
+        ended.set()
+        flooding.join()
+    assert equal_tables(narrow)
 
 
 def test_no_loss_is_told_where_none_was(lab: Lab, narrow: Watcher) -> None:

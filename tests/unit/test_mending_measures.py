@@ -106,6 +106,13 @@ def test_nothing_is_done_without_the_power_to() -> None:
         assert action.result is Result.DRY_RUN
 
 
+def test_a_socket_is_the_same_one_without_its_name() -> None:
+    named = finding(Kind.PORT_LEAKED, victim=SOCKET)
+    unnamed = finding(Kind.PORT_LEAKED, victim=SocketParty(SOCKET.inode, cookie=SOCKET.cookie))
+    with Mender("natctl", Powers(abort=True, dry_run=True), lambda: (Result.DONE, None)) as mender:
+        assert len(mender.mend([named]) + mender.mend([unnamed])) == 1
+
+
 def test_action_as_an_object() -> None:
     leak = finding(Kind.PORT_LEAKED, victim=SOCKET)
     ended = Action(Verb.DESTROY_SOCKET, SocketTarget(TUPLE, SOCKET, 77), leak, Result.DONE)
