@@ -14,6 +14,9 @@ import click
 from nat_rewriter import __version__
 from nat_rewriter.errors import EXIT_FAILED, EXIT_USAGE, NatctlError, exit_code_of
 
+# numpy's BLAS, of which natctl needs nothing, would begin with a thread a processor, each busy for a while.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Name of the command -> module that has it, and its one line of help: a module is imported only when it is run.
 COMMANDS = {
     "render": ("nat_rewriter.cli.ruleset", "Print the nft ruleset that the configuration means."),

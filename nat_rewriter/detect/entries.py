@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from nat_rewriter.detect.joins import NO_ROW, holders_of, sockets_of
-from nat_rewriter.detect.observation import TCP, UDP, Observation, Rows
+from nat_rewriter.detect.keys import byte_flags
+from nat_rewriter.detect.observation import PORTED, TCP, Observation, Rows
 from nat_rewriter.detect.ownership import NOBODY
 from nat_rewriter.detect.parties import flow_party, original_tuple, port_word, reply_tuple, socket_party
 from nat_rewriter.model.findings import Finding, Kind, Party
@@ -15,14 +16,14 @@ from nat_rewriter.model.flows import TCP_STATES, Present, Status
 from nat_rewriter.model.tuples import FlowTuple
 
 # The ordinary afterlife of every connection: the kernel ends these within two minutes by itself.
-_ENDING = np.isin(np.arange(256), [TCP_STATES.index(name) for name in ("TIME_WAIT", "CLOSE", "LAST_ACK")])
+_ENDING = byte_flags(TCP_STATES.index(name) for name in ("TIME_WAIT", "CLOSE", "LAST_ACK"))
 
 
 def find_entry_orphaned(observation: Observation) -> list[Finding]:
     """Entries of local flows in a slice that no socket belongs to any more."""
     local, protocols = observation.local, observation.local["protocol"]
     ending = (protocols == TCP) & _ENDING[local["tcp_state"]]
-    asked = np.flatnonzero((observation.local_slices != NOBODY) & np.isin(protocols, (TCP, UDP)) & ~ending)
+    asked = np.flatnonzero((observation.local_slices != NOBODY) & PORTED[protocols] & ~ending)
     orphans = asked[sockets_of(observation, local[asked]) == NO_ROW]
     return [_orphaned(observation, row) for row in orphans]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from nat_rewriter.detect.keys import first_match, mix, original_keys, reply_keys, socket_keys, tuple_keys
 from nat_rewriter.detect.observation import UDP, Observation, Rows, picked
-from nat_rewriter.detect.parties import PORTLESS
+from nat_rewriter.detect.parties import IS_PORTLESS
 
 NO_ROW = -1
 
@@ -43,7 +43,7 @@ def holders_of(observation: Observation, wanted: Rows) -> Rows:
         wanted["protocol"], wanted["orig_src"], wanted["orig_sport"], wanted["reply_src"], wanted["reply_sport"]
     )
     # ICMP has no port of its own at the far end: the id is both, and the id that was wanted is the original one.
-    portless = np.isin(wanted["protocol"], PORTLESS)
+    portless = IS_PORTLESS[wanted["protocol"]]
     echo = tuple_keys(
         wanted["protocol"], wanted["orig_src"], wanted["orig_sport"], wanted["reply_src"], wanted["orig_sport"]
     )

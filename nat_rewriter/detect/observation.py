@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nat_rewriter.detect.keys import byte_flags
 from nat_rewriter.detect.ownership import NOBODY, SliceIndex
-from nat_rewriter.detect.parties import PORTLESS
+from nat_rewriter.detect.parties import IS_PORTLESS
 from nat_rewriter.detect.uses import Counted, FlowCount, Use, UseCount, fewest_flows
 from nat_rewriter.model.flows import FLOW_FIELDS, Event, Status
 from nat_rewriter.model.policy import Coexist
@@ -21,13 +22,13 @@ Rows = NDArray[Any]
 
 TCP = 6
 UDP = 17
+PORTED = byte_flags((TCP, UDP))
 
 _LISTEN = SOCKET_STATES.index("LISTEN")
 _UNCONNECTED = SOCKET_STATES.index("CLOSE")
 # Sockets that a process still talks through; a TIME_WAIT remainder suffers nothing.
-_CONNECTED = np.isin(
-    np.arange(256),
-    [SOCKET_STATES.index(name) for name in SOCKET_STATES if name not in ("NONE", "TIME_WAIT", "CLOSE", "LISTEN")],
+_CONNECTED = byte_flags(
+    SOCKET_STATES.index(name) for name in SOCKET_STATES if name not in ("NONE", "TIME_WAIT", "CLOSE", "LISTEN")
 )
 
 
@@ -128,7 +129,7 @@ class Observation:
         """
         status = self.local["status"]
         rewritten = (status & Status.SRC_NAT) != 0
-        rewritten |= np.isin(self.local["protocol"], PORTLESS) & ((status & Status.DST_NAT) != 0)
+        rewritten |= IS_PORTLESS[self.local["protocol"]] & ((status & Status.DST_NAT) != 0)
         moved: Rows = rewritten & (self.local["reply_dport"] != self.local["orig_sport"])
         return moved
 
@@ -176,7 +177,7 @@ class Observation:
     @cached_property
     def connected_rows(self) -> Rows:
         """Rows of the sockets that are connected from a port of a slice."""
-        ported = np.isin(self.sockets["protocol"], (TCP, UDP))
+        ported = PORTED[self.sockets["protocol"]]
         rows = np.flatnonzero((self.socket_numbers != NOBODY) & _CONNECTED[self.sockets["state"]] & ported)
         bound = self.sockets[rows]
         owners = self.index.owners(self.socket_numbers[rows], bound["protocol"], bound["sport"])

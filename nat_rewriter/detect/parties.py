@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from nat_rewriter.detect.keys import byte_flags
 from nat_rewriter.model.findings import FlowParty, SocketParty
 from nat_rewriter.model.flows import ICMP_PROTOCOLS, address_from_halves
 from nat_rewriter.model.tuples import FlowTuple, protocol_name
 
 PORTLESS = sorted(ICMP_PROTOCOLS)  # they have an echo id where others have two ports
+IS_PORTLESS = byte_flags(PORTLESS)
 
 
 def original_tuple(flow: Any) -> FlowTuple:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nat_rewriter.detect.keys import distinct, first_of_equals, group_rows, is_among, mix
 from nat_rewriter.detect.ownership import NOBODY, SliceIndex
-from nat_rewriter.detect.parties import PORTLESS
+from nat_rewriter.detect.parties import IS_PORTLESS
 from nat_rewriter.detect.port_search import PortSearch
 from nat_rewriter.model.flows import address_from_halves
 from nat_rewriter.model.tuples import FlowTuple, protocol_name
@@ -19,7 +19,6 @@ from nat_rewriter.model.tuples import FlowTuple, protocol_name
 Rows = NDArray[Any]
 
 _PORT_BITS, _PORT_MASK = np.int64(16), np.int64(0xFFFF)
-_PORTLESS = np.isin(np.arange(256), PORTLESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +175,7 @@ def slice_capacities(index: SliceIndex) -> Rows:
 def _group_keys(flows: Rows, rows: Rows, slices: Rows) -> Rows:
     """Return one key for each (slice, protocol, destination, zone); an echo id is no part of a destination."""
     protocols, servers = flows["protocol"][rows], flows["reply_src"][rows]
-    portless = _PORTLESS[protocols]
+    portless = IS_PORTLESS[protocols]
     ports = np.where(portless, 0, flows["reply_sport"][rows]).astype(np.uint64)
     packed = (ports << np.uint64(24)) | (flows["zone"][rows].astype(np.uint64) << np.uint64(8)) | protocols
     return mix(packed, slices, servers[:, 0], servers[:, 1])
@@ -195,7 +194,7 @@ def _use_records(flows: Rows, rows: Rows, slices: Rows) -> Rows:
     """Return a record of USE_FIELDS for each row, as far as a flow tells."""
     records = np.zeros(len(rows), USE_FIELDS)
     records["server"], records["slice"], records["number"] = flows["reply_src"][rows], slices, np.arange(len(rows))
-    records["port"] = np.where(_PORTLESS[flows["protocol"][rows]], 0, flows["reply_sport"][rows])
+    records["port"] = np.where(IS_PORTLESS[flows["protocol"][rows]], 0, flows["reply_sport"][rows])
     for name in ("zone", "family", "protocol"):
         records[name] = flows[name][rows]
     return records

@@ -55,7 +55,10 @@ def started_dump(wanted: FlowFilter, sieve: Any = None) -> Iterator[netlink.Dump
             if not attributes:
                 raise
             started = _start_dump(source, context, wanted, [])
-        yield started
+        try:
+            yield started
+        finally:
+            started.close()
 
 
 def _start_dump(source: socket.socket, context: Any, wanted: FlowFilter, attributes: list[bytes]) -> netlink.Dump:

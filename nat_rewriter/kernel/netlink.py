@@ -183,9 +183,29 @@ class Receiver:
         problem = self._receive(self._handle, self._context, room, len(room), until_done, timeout_ms, progress)
         return progress, problem
 
+    def close(self) -> None:
+        """Give up what the C core holds: before the socket is closed."""
+        ffi.release(self._handle)
+
     def room(self, buffer: Any) -> Any:
         """Return writable memory as an array of structures, to be released after use: a context manager."""
         return ffi.from_buffer(self._structure, buffer, require_writable=True)
+
+
+class Pump(Receiver):
+    """The same for one long dump of flows: a thread of the C core receives while the caller decodes."""
+
+    def __init__(self, source: socket.socket, context: Any) -> None:
+        self._context, self._structure = context, FLOWS[1]
+        handle = lib.nr_pump_new(source.fileno(), ANSWER_TIMEOUT_S * 1000)
+        if handle == ffi.NULL:
+            raise MemoryError
+        self._handle = ffi.gc(handle, lib.nr_pump_free)
+
+    def read(self, room: Any, start: int, *, until_done: bool, timeout_ms: int) -> tuple[Any, int]:
+        """Fill ``room`` from index ``start`` on, until it is full or the dump is done."""
+        progress = ffi.new("struct nr_progress *", {"records": start})
+        return progress, lib.nr_pump_flows(self._handle, self._context, room, len(room), progress)
 
 
 def decode_error(operation: str, problem: int, offset: int) -> DecodeError:
@@ -214,8 +234,11 @@ class Dump:
     def __init__(self, source: socket.socket, request: bytes, kind: Receive, context: Any, operation: str) -> None:
         self.done = False
         self._operation = operation
-        self._receiver = Receiver(source, kind, context, DUMP_DATAGRAMS, DUMP_BYTES)
         _request_dump(source, request, operation)
+        # To count a flow takes as long as to decode it: with a sieve, two threads share the work.
+        self._receiver = (
+            Pump(source, context) if context.sieve else Receiver(source, kind, context, DUMP_DATAGRAMS, DUMP_BYTES)
+        )
 
     def fill(self, buffer: Any, start: int) -> int:
         """Fill a buffer of records from index ``start`` on, return up to where; ``done`` tells whether that was all."""
@@ -228,6 +251,10 @@ class Dump:
                 end = int(progress.records)
                 self._check(progress)
         return end
+
+    def close(self) -> None:
+        """End it: before its socket is closed."""
+        self._receiver.close()
 
     def _check(self, progress: Any) -> None:
         if progress.error:

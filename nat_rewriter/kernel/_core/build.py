@@ -13,7 +13,7 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 SOURCES = (
-    "decode.c", "flows.c", "filter.c", "sockets.c", "receive.c", "slices.c", "uses.c", "sieve.c", "index.c",
+    "decode.c", "flows.c", "filter.c", "sockets.c", "receive.c", "pump.c", "slices.c", "uses.c", "sieve.c", "index.c",
 )  # fmt: skip
 
 # Headers and the integer constants that kernel/ takes from them.
@@ -62,7 +62,8 @@ ffibuilder.set_source(
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
     depends=[str(HERE / name) for name in ("core.h", "decode.h", "siphash.h", "slices.h", "table.h", "uses.h")],
-    extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-fno-strict-aliasing"],
+    extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-fno-strict-aliasing", "-pthread"],
+    extra_link_args=["-pthread"],
     py_limited_api=True,
 )
 

@@ -26,6 +26,12 @@ typedef int nr_take_message(const struct nlmsghdr *header, struct nr_rest payloa
 int nr_walk(const uint8_t *bytes, size_t length, nr_take_message *take, const struct nr_context *context, void *records,
 	    size_t capacity, struct nr_progress *progress);
 
+uint64_t nr_flow_key(const struct nr_flow *flow, const uint64_t seed[2]);
+
+/* nr_decode_flows(), and what the sieve of the context makes of it. */
+int nr_decode_sifted(const uint8_t *bytes, size_t length, const struct nr_context *context, void *records,
+		     size_t capacity, struct nr_progress *progress);
+
 int nr_matches(const struct nr_flow *flow, const struct nr_filter *filter);
 
 static inline uint16_t nr_load_u16(const uint8_t *at)

@@ -299,7 +299,7 @@ static void set_tuples(struct nr_flow *flow, const struct tuple tuples[2])
 }
 
 /* What the kernel tells entries apart by: the original tuple (of ICMP its type and code as well) and the zone. */
-static uint64_t key_of(const struct nr_flow *flow, const uint64_t seed[2])
+uint64_t nr_flow_key(const struct nr_flow *flow, const uint64_t seed[2])
 {
 	const uint64_t words[6] = {
 		flow->orig_src[0],
@@ -379,7 +379,8 @@ static int take_flow(const struct nlmsghdr *header, struct nr_rest payload, cons
 	flow->event = event_of(header, context);
 	if (context->filter && !nr_matches(flow, context->filter))
 		return NR_OK;
-	flow->key = key_of(flow, context->seed);
+	if (!context->sieve) /* most are only counted: the others get their keys afterwards */
+		flow->key = nr_flow_key(flow, context->seed);
 	progress->records++;
 	return NR_OK;
 }

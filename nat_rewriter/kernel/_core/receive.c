@@ -8,7 +8,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#include "core.h"
+#include "decode.h"
 
 struct nr_receiver {
 	int descriptor;
@@ -177,19 +177,27 @@ static int receive(struct nr_receiver *receiver, decode_datagram *decode, const 
 	}
 }
 
-static int decode_flows(const uint8_t *bytes, size_t length, const struct nr_context *context, void *records,
-			size_t capacity, struct nr_progress *progress)
+/* What a sieve does not keep leaves no record: the next one is written over it. */
+static int sift(const struct nr_context *context, struct nr_flow *records, struct nr_progress *progress, uint64_t before)
+{
+	int64_t kept = nr_sieve_sift(context->sieve, records + before, progress->records - before);
+
+	progress->records = before;
+	if (kept < 0)
+		return -1;
+	for (; kept > 0; kept--, progress->records++)
+		records[progress->records].key = nr_flow_key(&records[progress->records], context->seed);
+	return 0;
+}
+
+int nr_decode_sifted(const uint8_t *bytes, size_t length, const struct nr_context *context, void *records,
+		     size_t capacity, struct nr_progress *progress)
 {
 	uint64_t before = progress->records;
 	int problem = nr_decode_flows(bytes, length, context, records, capacity, progress);
 
-	if (context->sieve) {
-		int64_t kept = nr_sieve_sift(context->sieve, (struct nr_flow *)records + before, progress->records - before);
-
-		if (kept < 0)
-			progress->error = ENOMEM;
-		progress->records = before + (uint64_t)(kept < 0 ? 0 : kept);
-	}
+	if (context->sieve && sift(context, records, progress, before))
+		progress->error = ENOMEM;
 	return problem;
 }
 
@@ -202,7 +210,7 @@ static int decode_sockets(const uint8_t *bytes, size_t length, const struct nr_c
 int nr_receive_flows(struct nr_receiver *receiver, const struct nr_context *context, struct nr_flow *records,
 		     size_t capacity, int until_done, int timeout_ms, struct nr_progress *progress)
 {
-	return receive(receiver, decode_flows, context, records, capacity, until_done, timeout_ms, progress);
+	return receive(receiver, nr_decode_sifted, context, records, capacity, until_done, timeout_ms, progress);
 }
 
 int nr_receive_sockets(struct nr_receiver *receiver, const struct nr_context *context, struct nr_socket *records,

@@ -70,7 +70,7 @@ int nr_sieve_count(struct nr_sieve *sieve, const struct nr_flow *records, size_t
 		if (kept)
 			kept[i] = (uint8_t)seen;
 	}
-	return 0;
+	return nr_uses_settle(&sieve->uses);
 }
 
 int64_t nr_sieve_sift(struct nr_sieve *sieve, struct nr_flow *records, size_t count)
@@ -85,7 +85,7 @@ int64_t nr_sieve_sift(struct nr_sieve *sieve, struct nr_flow *records, size_t co
 		if (seen)
 			records[front++] = records[i];
 	}
-	return front;
+	return nr_uses_settle(&sieve->uses) ? -1 : front;
 }
 
 void nr_sieve_free(struct nr_sieve *sieve)

@@ -5,7 +5,8 @@
 #include "siphash.h"
 #include "uses.h"
 
-enum { FIRST_SLOTS = 64, FIRST_ROOM = 16 };
+/* There is always room for the ports that are pending. */
+enum { FIRST_SLOTS = 4 * NR_PENDING, FIRST_ROOM = 16 };
 
 static uint64_t hash_of_number_word(uint64_t word, const void *with)
 {
@@ -145,12 +146,11 @@ static size_t find_port(const struct nr_uses *uses, uint64_t wanted)
 	return at;
 }
 
-static void add_port(struct nr_uses *uses, struct nr_use *use, uint16_t port)
+static void add_port(struct nr_uses *uses, uint64_t wanted)
 {
-	uint64_t wanted = port_word(use->number, port);
+	struct nr_use *use = &uses->all[wanted >> 32];
 	size_t at = find_port(uses, wanted);
 
-	use->flows++;
 	if (uses->ports.words[at]) {
 		uses->ports.words[at]++;
 		return;
@@ -160,6 +160,27 @@ static void add_port(struct nr_uses *uses, struct nr_use *use, uint16_t port)
 	uses->ports.used++;
 }
 
+int nr_uses_settle(struct nr_uses *uses)
+{
+	for (size_t i = 0; i < uses->pending_count; i++)
+		add_port(uses, uses->pending[i]);
+	uses->pending_count = 0;
+	return nr_table_reserve(&uses->ports, NR_PENDING, hash_of_port_word, uses);
+}
+
+/* Have a port counted in once its slot has come from memory. */
+static int begin_port(struct nr_uses *uses, struct nr_use *use, uint16_t port)
+{
+	uint64_t wanted = port_word(use->number, port);
+
+	if (uses->pending_count == NR_PENDING && nr_uses_settle(uses))
+		return -1;
+	use->flows++;
+	__builtin_prefetch(&uses->ports.words[hash_of_port_word(wanted, uses) & uses->ports.mask], 1);
+	uses->pending[uses->pending_count++] = wanted;
+	return 0;
+}
+
 int nr_uses_add(struct nr_uses *uses, const struct nr_flow *flow, int32_t slice)
 {
 	struct nr_use use = use_of(flow, slice);
@@ -167,10 +188,7 @@ int nr_uses_add(struct nr_uses *uses, const struct nr_flow *flow, int32_t slice)
 	uint64_t word = uses->numbers.words[find_use(uses, &use, hash)];
 	int64_t number = word ? (int64_t)(uint32_t)word - 1 : enter_use(uses, &use, hash);
 
-	if (number < 0 || nr_table_reserve(&uses->ports, 1, hash_of_port_word, uses))
-		return -1;
-	add_port(uses, &uses->all[number], flow->reply_dport);
-	return 0;
+	return number < 0 ? -1 : begin_port(uses, &uses->all[number], flow->reply_dport);
 }
 
 static void leave_use(struct nr_uses *uses, size_t at, uint32_t number)
