@@ -286,6 +286,8 @@ def test_looks_go_on_where_events_are_lost_all_the_time(lab: Lab, narrow: Watche
     finally:
         ended.set()
         flooding.join()
+    looks = narrow.looks
+    until(narrow, lambda changes: narrow.looks > looks + 1 and narrow.status.state == "live")
     assert equal_tables(narrow)
 
 

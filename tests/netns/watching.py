@@ -14,6 +14,7 @@ from typing import Any
 
 from netns_lab import Lab
 
+PATIENCE_S = 30.0  # starting takes a while on a machine that does much else
 TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE = 30, 34
 
 Line = dict[str, Any]
@@ -43,11 +44,11 @@ class Watching:
         for line in self.process.stdout:
             self._arrived.put((time.monotonic(), json.loads(line)))
 
-    def next(self, kind: str, state: str = "open", patience_s: float = 10.0) -> tuple[float, Line]:
+    def next(self, kind: str, state: str = "open", patience_s: float = PATIENCE_S) -> tuple[float, Line]:
         """Return the next finding of a kind in a state, and when it arrived; what came before it is passed over."""
         return self._next({"kind": kind, "state": state}, patience_s)
 
-    def next_action(self, verb: str, result: str = "done", patience_s: float = 10.0) -> Line:
+    def next_action(self, verb: str, result: str = "done", patience_s: float = PATIENCE_S) -> Line:
         """Return the next action with a result; what came before it is passed over."""
         return self._next({"action": verb, "result": result}, patience_s)[1]
 
