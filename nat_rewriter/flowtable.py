@@ -19,10 +19,14 @@ class TableState(enum.Enum):
 
 
 class Applied(NamedTuple):
-    """What a batch of events did: entries as they are after it; those removed as they were last."""
+    """What a batch of events did: entries as they are after it; those removed as they were last.
+
+    ``seen``: of those added, the ones that the table's judge wants to be seen.
+    """
 
     added: Records
     removed: Records
+    seen: Records
 
 
 class ResyncResult(NamedTuple):

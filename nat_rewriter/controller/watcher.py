@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from nat_rewriter.controller.observation import (
     name_processes,
     read_host_settings,
 )
+from nat_rewriter.controller.recheck import Recheck
 from nat_rewriter.detect import FindingTracker, Loss, Needs, Observation, SliceIndex, find_findings
 from nat_rewriter.detect.tracker import Change
 from nat_rewriter.detect.uses import Use
@@ -39,6 +40,8 @@ from nat_rewriter.usage import list_busiest
 if TYPE_CHECKING:
     from nat_rewriter.history.recorder import Recorder
 
+_Taken = TypeVar("_Taken")
+
 LOOK_EVERY_S = 1.0
 _RATE_OVER_S = 1.0
 # A look may take this share of the time, so that a great table leaves time for its events.
@@ -47,9 +50,8 @@ _LOOK_SHARE = 0.2
 _RESYNC_PATIENCE_S = 2.0
 _LOOK_PATIENCE_S = 5.0
 _DUMP_ATTEMPTS = 5
-# The end of an entry that is older than this listener may never be told (see EventStream): a dump tells.
-_RECHECK_EVERY_S = 60.0
-_RECHECK_SHARE = 0.02
+# Events that come close together are taken in together: one by one they would cost three times as much.
+_GATHER_S = 0.005
 _DESTINATIONS = 10
 _AT_ONCE = frozenset({Kind.PORT_LEAKED, Kind.PORT_REMAPPED})
 
@@ -83,8 +85,7 @@ class Watcher:
         self.looks = 0
         self._loss: Loss | None = None
         self._dropped_now = 0
-        self._next_recheck = time.monotonic() + _RECHECK_EVERY_S
-        self._stale_since = self._next_look = self._looked_at = 0.0
+        self._stale_since = self._next_look = self._looked_at = self._read_at = 0.0
         self._rate_since, self._events_then = time.monotonic(), 0
         self.status = WatchStatus(TableState.SYNCING.value)
 
@@ -92,7 +93,8 @@ class Watcher:
         self._stream = EventStream(buffer_bytes=self._buffer_bytes)
         try:
             self._table = FlowTable(judge=self._sieve)
-            self._take_whole_dump()
+            self._recheck = Recheck(self._table, always=self._recorder is not None)
+            self._take_whole_dump(self._table.load)
         except BaseException:
             self._stream.close()
             raise
@@ -118,10 +120,12 @@ class Watcher:
 
     def step(self, timeout_s: float = 0.5) -> list[Change]:
         """Take in the events that are there, or wait for some; return the findings that opened or closed."""
-        drained = self._read(min(timeout_s, max(0.0, self._next_look - time.monotonic())))
+        drained = self._gather(min(timeout_s, max(0.0, self._next_look - time.monotonic())))
         changes = self._judge_fresh()
-        if self._recorder and self._table.state is TableState.LIVE:
-            self._complete_record(self._recorder)
+        if self._recorder and self._recorder.wants_snapshot and self._table.state is TableState.LIVE:
+            self._recorder.snapshot(self._table.records())
+        if drained or self._recheck.under_way:
+            self._compare()
         resynced = self._table.state is TableState.STALE and (drained or self._stale_for() > _RESYNC_PATIENCE_S)
         if resynced:
             self._resync()
@@ -139,6 +143,13 @@ class Watcher:
         overdue = time.monotonic() - self._looked_at > _LOOK_PATIENCE_S
         return self._table.state is TableState.LIVE or (resynced and overdue)
 
+    def _gather(self, timeout_s: float) -> bool:
+        """Read a batch of events as large as it gets in a moment."""
+        time.sleep(max(0.0, self._read_at + _GATHER_S - time.monotonic()))
+        drained = self._read(0 if self._recheck.under_way else timeout_s)
+        self._read_at = time.monotonic()
+        return drained
+
     def _read(self, timeout_s: float) -> bool:
         """Apply one batch of events; tell whether nothing is left in the queue."""
         batch = self._stream.read(timeout_s)
@@ -146,8 +157,8 @@ class Watcher:
         if self._recorder:
             missing = bool(batch.overruns) or self._table.state is not TableState.LIVE
             self._recorder.events(batch.records, updates=missing)
-        if len(applied.added):
-            self._fresh.append(applied.added)
+        if len(applied.seen):
+            self._fresh.append(applied.seen)
         self.status = replace(self.status, events=self.status.events + len(batch.records))
         if batch.overruns:
             self._note_loss(batch.overruns)
@@ -228,8 +239,9 @@ class Watcher:
         """Dump the table while events go on; the difference is what was missed."""
         started = time.monotonic()
         self._drain()
+        self._recheck.abandon()
         self._table.begin_resync()
-        result = self._take_whole_dump()
+        result = self._take_whole_dump(self._take_dump)
         self._loss = self._loss_of(result)
         if self._recorder:
             self._recorder.missed(result, self._table)
@@ -240,16 +252,11 @@ class Watcher:
             self.status, resyncs=self.status.resyncs + 1, resync_seconds=time.monotonic() - started
         )  # fmt: skip
 
-    def _complete_record(self, recorder: Recorder) -> None:
-        """Give the recorder what events alone do not tell."""
-        if recorder.wants_snapshot:
-            recorder.snapshot(self._table.records())
-        started = time.monotonic()
-        if started >= self._next_recheck:
-            self._table.begin_resync()
-            recorder.missed(self._take_whole_dump(), self._table)
-            took = time.monotonic() - started
-            self._next_recheck = started + max(_RECHECK_EVERY_S, took / _RECHECK_SHARE)
+    def _compare(self) -> None:
+        """Learn what events do not tell; it is nothing that was lost."""
+        result = self._recheck.advance()
+        if result is not None and self._recorder:
+            self._recorder.missed(result, self._table)
 
     def _loss_of(self, result: ResyncResult) -> Loss:
         before = self._loss or Loss(0)
@@ -261,20 +268,24 @@ class Watcher:
             number=self.status.resyncs,
         )
 
-    def _take_whole_dump(self) -> ResyncResult:
+    def _take_whole_dump(self, take: Callable[[Iterator[Records]], _Taken]) -> _Taken:
         for _ in range(_DUMP_ATTEMPTS - 1):
             try:
-                return self._take_dump()
+                return take(self._dump_beside_events())
             except NetlinkError:  # the table was resized meanwhile: the dump may lack entries
                 if self._recorder:
                     self._recorder.ask_snapshot()
                 self._table.begin_resync()
-        return self._take_dump()
+        return take(self._dump_beside_events())
 
-    def _take_dump(self) -> ResyncResult:
+    def _dump_beside_events(self) -> Iterator[Records]:
         for part in dump_batches():
-            self._table.take_dump(part)
+            yield part
             self._read(0)
+
+    def _take_dump(self, parts: Iterator[Records]) -> ResyncResult:
+        for part in parts:
+            self._table.take_dump(part)
         return self._table.finish_resync()
 
     def _observation(self, **seen: Any) -> Observation:

@@ -14,6 +14,7 @@ After events were lost the table is STALE. Getting it right again::
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -41,8 +42,9 @@ _REPLY = ("reply_src", "reply_dst", "reply_sport", "reply_dport")
 # An entry that differs in one of these was changed; timeouts and counters run by themselves.
 _SIGNIFICANT = ("status", "mark", "tcp_state", "id", *_REPLY)
 # Beside the bits of Present: an event was about this entry, or the dump had it, since the resync began.
-_TOUCHED, _DUMPED = 1 << 15, 1 << 14
-_ALL_BROUGHT = 0xFFFF & ~_DUMPED
+# The dump alone has told of the entry: it was missed.
+_TOUCHED, _DUMPED, _ADDED = 1 << 15, 1 << 14, 1 << 13
+_ALL_BROUGHT = 0xFFFF & ~(_DUMPED | _ADDED)
 _PART_RECORDS = 1 << 16
 _FIRST_ROWS = 1024
 # Copying whole records by index: as opaque bytes it is fifteen times faster than field by field, which is what numpy
@@ -76,7 +78,7 @@ class FlowTable:
         self._seen = np.zeros(len(self._store), np.bool_)  # by the judge's word
         self._told = np.zeros(len(self._store), np.bool_)  # an event was about the entry, ever
         self._brought = np.zeros(len(self._store), np.uint16)
-        self._found = _Found([], [])
+        self._changed: list[Records] = []  # by the word of the dump
         self.state = TableState.STALE
         self.begin_resync()
 
@@ -115,7 +117,8 @@ class FlowTable:
         self._write_new(steps.new_rows, new, _brought_by(new) if self._journaling else 0)
         self._told[steps.new_rows] = True
         self._merge(steps.old_rows, _pick(records, steps.old_at))
-        applied = Applied(_pick(self._store, steps.new_rows), _pick(self._store, steps.gone_rows))
+        seen = steps.new_rows[self._seen[steps.new_rows]]
+        applied = Applied(*(_pick(self._store, rows) for rows in (steps.new_rows, steps.gone_rows, seen)))
         self._release(steps.gone_rows)
         if lib.nr_index_overflown(self._index):  # the dump would bring back what has ended: the resync is in vain
             self.mark_stale()
@@ -135,29 +138,40 @@ class FlowTable:
         self.refused = 0
         self._journal(wanted=True)
         self._brought[:] = 0
-        self._found = _Found([], [])
+        self._changed = []
 
     def take_dump(self, records: Records) -> None:
         """Take in a part of the dump. What events have told since the resync began is newer, and stays."""
         steps = self._step(lib.nr_index_dump, records)
         # New ones first: an entry that the dump has twice may be new and known.
-        added = _pick(records, steps.new_at)
-        self._write_new(steps.new_rows, added, _DUMPED)
-        self._found.added.append(added)
+        self._write_new(steps.new_rows, _pick(records, steps.new_at), _DUMPED | _ADDED)
         self._compare(steps.old_rows, _pick(records, steps.old_at))
+
+    def load(self, parts: Iterable[Records]) -> None:
+        """Take in a whole dump, the first one: nobody wants to be told what is new in it."""
+        for part in parts:
+            self.take_dump(part)
+        self._brought &= ~np.uint16(_ADDED)
+        self.finish_resync()
 
     def finish_resync(self) -> ResyncResult:
         """Remove what neither dump nor event had; the table is LIVE then, unless it was marked stale meanwhile."""
+        added = _pick(self._store, np.flatnonzero(self._brought & _ADDED))
         gone = np.flatnonzero(self._active & (self._brought == 0))
         removed = _pick(self._store, gone)
         keys = removed["key"].copy()
         lib.nr_index_remove(self._index, ffi.from_buffer("uint64_t[]", keys), len(keys))
         self._release(gone)
-        self._journal(wanted=False)
         if self.state is TableState.SYNCING:
             self.state = TableState.LIVE
-        found, self._found = self._found, _Found([], [])
-        return ResyncResult(_joined(found.added), removed, _joined(found.changed))
+        result = ResyncResult(added, removed, _joined(self._changed))
+        self.abandon_resync()
+        return result
+
+    def abandon_resync(self) -> None:
+        """Expect no more of the dump; what it had so far stays."""
+        self._journal(wanted=False)
+        self._changed = []
 
     def resync(self, dump: Records) -> ResyncResult:
         """Take in a whole dump and finish."""
@@ -236,18 +250,20 @@ class FlowTable:
         """Write dumped entries over those the table has, but for what events brought; note which were changed."""
         brought = self._brought[rows]
         changed = np.flatnonzero((brought == 0) & self._differs(rows, records))
-        self._found.changed.append(_pick(records, changed))
+        if len(changed):
+            self._changed.append(_pick(records, changed))
         touched = brought & _TOUCHED != 0
         self._fill_unbrought(rows[touched], _pick(records, touched))
         # An entry that the dump has twice is changed once.
-        self._judge_again(rows[~touched], _pick(records, ~touched), np.unique(rows[changed]))
+        changed_rows = np.unique(rows[changed]) if len(changed) else changed
+        self._judge_again(rows[~touched], _pick(records, ~touched), changed_rows)
         self._brought[rows] |= _DUMPED
 
     def _judge_again(self, rows: Rows, records: Records, changed: Rows) -> None:
-        if self._judge:
+        if self._judge and len(changed):
             self._judge.remove(_pick(self._store, changed))
         self._overwrite(rows, records)
-        if self._judge:
+        if self._judge and len(changed):
             self._seen[changed] = self._judge.add(_pick(self._store, changed))
 
     def _differs(self, rows: Rows, records: Records) -> Mask:
@@ -273,13 +289,6 @@ class _Steps(NamedTuple):
     old_rows: Rows
     old_at: Rows
     gone_rows: Rows
-
-
-class _Found(NamedTuple):
-    """What a dump has shown so far."""
-
-    added: list[Records]
-    changed: list[Records]
 
 
 def _brought_by(records: Records) -> Brought:
