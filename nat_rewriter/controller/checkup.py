@@ -58,7 +58,9 @@ def check_sysctls(policy: Policy | None) -> Iterator[Check]:
             weight = Weight.RECOMMENDED if forwards else Weight.OPTIONAL
             yield _sysctl(f"ipv{version}-forwarding", name, "1", weight, "packets of clients behind this host")
     events = "net.netfilter.nf_conntrack_events"
-    yield _sysctl("conntrack-events-sent", events, "1", Weight.RECOMMENDED, "watch")
+    yield _sysctl("conntrack-events-sent", events, "1", Weight.RECOMMENDED, "watch", "2")
+    purpose = "watch and history: the end of flows that began while nobody listened"
+    yield _sysctl("conntrack-events-of-all", events, "1", Weight.OPTIONAL, purpose)
     acct, stamp = "net.netfilter.nf_conntrack_acct", "net.netfilter.nf_conntrack_timestamp"
     yield _sysctl("conntrack-accounting", acct, "1", Weight.OPTIONAL, "packets and bytes of new flows")
     yield _sysctl("conntrack-timestamps", stamp, "1", Weight.OPTIONAL, "the age of new flows")
@@ -66,12 +68,12 @@ def check_sysctls(policy: Policy | None) -> Iterator[Check]:
     yield _sysctl("tcp-early-demux-off", "net.ipv4.tcp_early_demux", "0", Weight.OPTIONAL, demux)
 
 
-def _sysctl(name: str, sysctl: str, wanted: str, weight: Weight, purpose: str) -> Check:
+def _sysctl(name: str, sysctl: str, wanted: str, weight: Weight, purpose: str, as_good: str = "") -> Check:
     value = read_sysctl(sysctl)
     if value is None:
         return Check(name, _UNKNOWN, weight, purpose, f"there is no {sysctl} here: is its module loaded?")
     found = f"{sysctl} = {value}"
-    if value == wanted or (wanted == "1" and value == "2"):
+    if value in (wanted, as_good):
         return Check(name, _YES, weight, purpose, found)
     return Check(name, _NO, weight, purpose, found, f"sysctl -w {sysctl}={wanted}")
 

@@ -110,6 +110,10 @@ class Watcher:
         """Return the entries of the flow table as they are known now."""
         return self._table.records()
 
+    def counted_flows(self) -> int:
+        """Return how many flows are counted by slice and destination: as many as there are entries."""
+        return self._sieve.flows
+
     def take_to_mend(self) -> list[Finding]:
         """Return the findings that were seen since the last call: those of the last look, and those that came since.
 

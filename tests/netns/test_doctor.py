@@ -96,6 +96,7 @@ SPOILT = {
     "no forwarding of IPv6": ("sysctl -w net.ipv6.conf.all.forwarding=0", "ipv6-forwarding", 3),
     "ephemeral ports in a slice": ("sysctl -w net.ipv4.ip_local_port_range='9005 20000'", "ephemeral-ports ams-1", 3),
     "no events": ("sysctl -w net.netfilter.nf_conntrack_events=0", "conntrack-events-sent", 3),
+    "no events of old flows": ("sysctl -w net.netfilter.nf_conntrack_events=2", "conntrack-events-of-all", 0),
     "no counters": ("sysctl -w net.netfilter.nf_conntrack_acct=0", "conntrack-accounting", 0),
     "no times": ("sysctl -w net.netfilter.nf_conntrack_timestamp=0", "conntrack-timestamps", 0),
     "early demux": ("sysctl -w net.ipv4.tcp_early_demux=1", "tcp-early-demux-off", 0),

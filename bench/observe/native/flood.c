@@ -2,7 +2,8 @@
  *
  *   flood fill COUNT            COUNT flows that NAT rewrote into slices; the same ones every time
  *   flood churn RATE SECONDS    as many events a second as asked, half of them NEW, half DESTROY (RATE 0: all it can)
- *   flood events COUNT          COUNT events of that kind, as fast as it goes
+ *   flood storm COUNT KEPT      COUNT events as fast as it goes: entries come, and go when KEPT others have come; the
+ *                               last KEPT stay
  *
  * Entry i comes from 10.0.0.0/8, goes to one of SERVERS servers, and leaves from one of ADDRESSES addresses. Prints one
  * JSON object. Events are sent by the kernel while it works on the request: what is measured is what listeners cost.
@@ -215,19 +216,32 @@ static void pairs(struct batch *to, unsigned int first, unsigned int count)
 	flush(to);
 }
 
-static unsigned long churn(struct batch *to, double rate, double seconds, unsigned long most)
+static unsigned long churn(struct batch *to, double rate, double seconds)
 {
 	double began = now();
 	unsigned long made = 0;
 	unsigned int bunch = rate > 0 && rate / 400 < 512 ? (unsigned int)(rate / 400) + 1 : 512;
 
-	while (made < most && now() - began < seconds) {
+	while (now() - began < seconds) {
 		pairs(to, (unsigned int)(made / 2), bunch);
 		made += 2 * bunch;
 		if (rate > 0)
 			sleep_until(began + (double)made / rate);
 	}
 	return made;
+}
+
+static unsigned long storm(struct batch *to, unsigned int count, unsigned int kept)
+{
+	unsigned int comings = kept + (count > kept ? (count - kept) / 2 : 0), goings = comings - kept;
+
+	for (unsigned int i = 0; i < comings; i++) {
+		insert(to, i);
+		if (i >= kept)
+			delete(to, i - kept);
+	}
+	flush(to);
+	return comings + goings;
 }
 
 int main(int argc, char **argv)
@@ -242,11 +256,11 @@ int main(int argc, char **argv)
 	if (argc == 3 && !strcmp(argv[1], "fill"))
 		fill(&batch, (unsigned int)(made = (unsigned long)number));
 	else if (argc == 4 && !strcmp(argv[1], "churn"))
-		made = churn(&batch, number, strtod(argv[3], NULL), ~0ul);
-	else if (argc == 3 && !strcmp(argv[1], "events"))
-		made = churn(&batch, 0, 1e9, (unsigned long)number);
+		made = churn(&batch, number, strtod(argv[3], NULL));
+	else if (argc == 4 && !strcmp(argv[1], "storm"))
+		made = storm(&batch, (unsigned int)number, (unsigned int)strtoul(argv[3], NULL, 10));
 	else
-		return fprintf(stderr, "usage: flood fill COUNT | churn RATE SECONDS | events COUNT\n"), 2;
+		return fprintf(stderr, "usage: flood fill COUNT | churn RATE SECONDS | storm COUNT KEPT\n"), 2;
 	printf("{\"made\": %lu, \"refused\": %lu, \"seconds\": %.3f}\n", made, refused, now() - began);
 	return 0;
 }
