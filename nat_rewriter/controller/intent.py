@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from nat_rewriter.errors import NftError
@@ -67,8 +68,10 @@ def read_change(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> C
     A table that is made anew starts with what the old one recorded, and with the claims of all flows.
     """
     wanted = render(policy)
-    live = nft.read(wanted.table)
-    listing = nft.listing_of(wanted.table, wanted.skeleton)
+    with ThreadPoolExecutor(max_workers=1) as beside:  # each is work for another process
+        tried_out = beside.submit(nft.listing_of, wanted.table, wanted.skeleton)
+        live = nft.read(wanted.table)
+        listing = tried_out.result()
     recorded = None
     if is_rebuilt(listing, live):
         recorded = {**(live.elements if live else {}), **claims(policy)}

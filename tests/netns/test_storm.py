@@ -26,7 +26,7 @@ from nat_rewriter.kernel.conntrack import delete_flow, dump, insert_flow
 from nat_rewriter.model.tuples import FlowTuple
 
 HERE = Path(__file__).parent
-FLOOD = HERE.parents[1] / "bench" / "observe" / "native" / "flood.c"
+BENCH = HERE.parents[1] / "bench" / "observe"
 LONG = bool(os.environ.get("NATCTL_LONG"))
 EVENTS, KEPT, STOPPED_S, ROUNDS = (3_000_000, 100_000, 2.0, 10) if LONG else (300_000, 20_000, 0.4, 2)
 BUFFER_BYTES = 32 << 20 if LONG else 4 << 20
@@ -51,7 +51,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("native") / "flood"
-    subprocess.run(["cc", "-O2", "-std=gnu11", "-o", str(program), str(FLOOD)], check=True)
+    subprocess.run(["cc", "-O2", "-std=gnu11", "-o", str(program), str(BENCH / "native" / "flood.c")], check=True)
     return program
 
 
@@ -59,7 +59,7 @@ def flood(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reader(config: Path) -> Iterator[Asking]:
     """A watcher in another process, and how to ask it."""
     with own_network():
-        command = [sys.executable, str(HERE / "storm_reader.py"), str(config), str(BUFFER_BYTES)]
+        command = [sys.executable, str(BENCH / "storm_reader.py"), str(config), str(BUFFER_BYTES)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             yield Asking(process)
