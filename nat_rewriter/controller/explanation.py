@@ -25,6 +25,7 @@ from nat_rewriter.kernel.conntrack import FlowFilter, TupleFilter
 from nat_rewriter.kernel.nft import KernelNft
 from nat_rewriter.kernel.route_lookup import Route, find_route
 from nat_rewriter.kernel.sockets import find_owners, list_sockets
+from nat_rewriter.listing import ordered_listing
 from nat_rewriter.model.flows import Flow, address_from_halves, flow_from_record
 from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.sockets import SOCKET_STATES
@@ -152,7 +153,7 @@ def _table_state(policy: Policy, claimed: Claimed | None, unanswered: list[str])
     meant = _ask("table", lambda: _listing_meant(policy), unanswered)
     if meant is None:
         return Table.UNKNOWN
-    return Table.LIVE if meant == claimed.listing else Table.DIFFERS
+    return Table.LIVE if meant == ordered_listing(claimed.listing) else Table.DIFFERS
 
 
 def _listing_meant(policy: Policy) -> str:
