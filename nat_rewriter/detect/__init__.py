@@ -65,6 +65,11 @@ DETECTORS = {
 
 
 def find_findings(observation: Observation, kinds: Collection[Kind] | None = None) -> list[Finding]:
-    """Return what is wrong, the worst kinds first; ``kinds`` limits it to some."""
+    """Return what is wrong, the worst kinds first, each by slice and tuple; ``kinds`` limits it to some."""
     chosen = [detector for kind, detector in DETECTORS.items() if kinds is None or kind in kinds]
-    return [finding for detector in chosen for finding in detector.find(observation)]
+    return [finding for detector in chosen for finding in sorted(detector.find(observation), key=_place)]
+
+
+def _place(finding: Finding) -> tuple[str, str, str, str]:
+    """The kernel lists its tables in an order that means nothing."""
+    return finding.slice or "", finding.protocol or "", str(finding.tuple or ""), finding.subject or ""

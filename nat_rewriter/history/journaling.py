@@ -89,25 +89,29 @@ class Journaling:
         return part
 
     def _is_full(self, now_ns: int) -> bool:
-        part, keep_ns, keep_bytes = self._live, self._retention.keep_ns, self._retention.keep_bytes
+        part, keep_bytes = self._live, self._retention.keep_bytes
         if not part.sightings:
             return False
         # Open flows are carried into each live part anew: the more of them, the longer it has to last.
         if part.sightings >= max(_PART_SIGHTINGS, self._open_flows):
             return True
-        span_ns = _PART_SPAN_NS if keep_ns is None else min(_PART_SPAN_NS, keep_ns // _PARTS_KEPT)
-        return now_ns - part.since_ns >= span_ns or (
+        return now_ns - part.since_ns >= self._span_ns() or (
             keep_bytes is not None and part.written_bytes >= keep_bytes // _PARTS_KEPT
         )
+
+    def _span_ns(self) -> int:
+        keep_ns = self._retention.keep_ns
+        return _PART_SPAN_NS if keep_ns is None else min(_PART_SPAN_NS, keep_ns // _PARTS_KEPT)
 
     # the sealer's thread
 
     def _tend(self) -> None:
+        pause_s = min(_TEND_EVERY_S, self._span_ns() / 1e9)
         while not self._stopping:
             done = self._seal_all()
             with self._work:
                 if not self._stopping and not (done and self._full):
-                    self._work.wait(_TEND_EVERY_S if done else _RETRY_S)
+                    self._work.wait(pause_s if done else _RETRY_S)
 
     def _seal_all(self) -> bool:
         """Seal what is full and delete what is not kept; tell whether all of it could be done."""

@@ -195,12 +195,8 @@ def test_what_is_too_old_is_deleted(ready: Lab, record: Callable[..., Recording]
     ready.egress.run(["conntrack", "-D", "-p", "udp", "-s", CLIENT])
     recording.told("event", SOFT, "--to", f"{SERVER}:2000")
 
-    def is_gone() -> bool:
-        """Make more to record: parts are sealed, and old ones deleted, as new ones begin."""
-        ready.client.udp_connect((SERVER, 3000)).send(b"x")
-        return not recording.ask(SOFT, "--to", f"{SERVER}:2000")
-
-    recording.until(is_gone)
+    ready.client.udp_connect((SERVER, 3000)).send(b"x")
+    recording.until(lambda: not recording.ask(SOFT, "--to", f"{SERVER}:2000"))
     assert recording.ask(SOFT, "--to", f"{SERVER}:3000")
 
 
