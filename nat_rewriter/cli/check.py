@@ -13,6 +13,7 @@ from nat_rewriter.cli.kinds import only_option, pressure_option
 from nat_rewriter.cli.mending import mender_of, mending_options
 from nat_rewriter.cli.state import read_configuration
 from nat_rewriter.errors import EXIT_DONE, EXIT_FOUND
+from nat_rewriter.kernel.head_start import HeadStart
 from nat_rewriter.model.findings import Kind
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def check(
     findings.
     """
     configuration = read_configuration(env)
-    mender = mender_of(configuration, heal=heal, abort=abort, dry_run=dry_run, state=state)
+    mender = mender_of(lambda: configuration, heal=heal, abort=abort, dry_run=dry_run, state=state)
     if mender is None:
         found, actions = _look(configuration.policy, kinds, pressure), []
     else:
@@ -64,7 +65,7 @@ def _look(policy: Policy, kinds: frozenset[Kind], pressure: float) -> list[Findi
     """Ask the kernel before the rest of the program is imported: both take their time, and can do so at once."""
     from nat_rewriter.controller.gathering import Gathering
 
-    gathering = Gathering(policy, kinds)
+    gathering = Gathering(policy, kinds, click.get_current_context().find_object(HeadStart))
     from nat_rewriter.controller.observation import look_once
 
     return look_once(policy, kinds, pressure, gathering)

@@ -37,9 +37,9 @@ def mending_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def mender_of(
-    configuration: Configuration, *, heal: bool, abort: bool, dry_run: bool, state: Path | None
+    in_force: Callable[[], Configuration], *, heal: bool, abort: bool, dry_run: bool, state: Path | None
 ) -> Mender | None:
-    """Return who acts on findings, None where nobody shall. Raises UsageError."""
+    """Return who acts on findings by the configuration in force then, None where nobody shall. Raises UsageError."""
     if not (heal or abort):
         if dry_run:
             raise UsageError("read options", "--dry-run says what --heal or --abort would do: give one of them")
@@ -47,6 +47,7 @@ def mender_of(
     from nat_rewriter.controller.measures import restore_ruleset
     from nat_rewriter.controller.mender import Mender, Powers
 
-    log = log_of(state, configuration.table)
+    table = in_force().table
+    log = log_of(state, table)
     powers = Powers(heal, abort, dry_run)
-    return Mender(configuration.table, powers, lambda: restore_ruleset(configuration, log, warn, dry_run))
+    return Mender(table, powers, lambda: restore_ruleset(in_force(), log, warn, dry_run))

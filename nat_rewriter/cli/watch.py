@@ -20,7 +20,7 @@ from nat_rewriter.cli.env import Env, common_options
 from nat_rewriter.cli.kinds import only_option, pressure_option
 from nat_rewriter.cli.mending import mender_of, mending_options
 from nat_rewriter.cli.recording import Recording, recording_options
-from nat_rewriter.cli.state import read_configuration
+from nat_rewriter.cli.service import Service
 from nat_rewriter.errors import EXIT_DONE, NatctlError
 from nat_rewriter.model.findings import Kind
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nat_rewriter.controller.watcher import Watcher
     from nat_rewriter.detect.tracker import Change
     from nat_rewriter.model.actions import Action
+    from nat_rewriter.model.policy import Policy
     from nat_rewriter.model.watching import WatchStatus
 
 Show = Callable[["Watcher", "list[Change]", "list[Action]"], None]
@@ -65,26 +66,35 @@ def watch(
     """The same as check, live, from conntrack events.
 
     On a terminal a live view, otherwise JSON, one object a line. SIGINT, SIGTERM and --duration end it with exit
-    code 0, whatever was found.
+    code 0, whatever was found. Without a terminal, SIGHUP has it read its configuration again; one that is not sound is
+    told, and the one before stays.
     """
     from nat_rewriter.controller.watcher import Watcher
 
     endpoint = _read_endpoint(metrics) if metrics else None
-    configuration = read_configuration(env)
-    mender = mender_of(configuration, heal=heal, abort=abort, dry_run=dry_run, state=state)
+    service = Service(env)
+    mender = mender_of(lambda: service.configuration, heal=heal, abort=abort, dry_run=dry_run, state=state)
     live = env.terminal and os.environ.get("TERM") != "dumb"
     with ExitStack() as stack:
         stopped = stack.enter_context(_stop_signals())
         stack.enter_context(mender or nullcontext())
-        recorder = stack.enter_context(recording.begin(configuration.policy)) if recording else None
+        policy, books = service.configuration.policy, stack.enter_context(ExitStack())
+        recorder = books.enter_context(recording.begin(policy)) if recording else None
         watcher = stack.enter_context(
-            Watcher(configuration.policy, kinds, pressure=pressure, count_use=live or bool(endpoint), recorder=recorder)
+            Watcher(policy, kinds, pressure=pressure, count_use=live or bool(endpoint), recorder=recorder)
         )
         if endpoint:
             stack.enter_context(_served(watcher, mender, *endpoint))
         show = stack.enter_context(_live(env)) if live else _lines(env)
-        _run(watcher, mender, show, _until(stopped, duration))
+        steps = service.attend(_until(stopped, duration), lambda policy: _follow(watcher, policy, recording, books))
+        _run(watcher, mender, show, steps)
     return EXIT_DONE
+
+
+def _follow(watcher: Watcher, policy: Policy, recording: Recording | None, books: ExitStack) -> None:
+    """Watch by another policy; one writer at a time keeps a history, so the old one ends before the next begins."""
+    books.close()
+    watcher.follow(policy, books.enter_context(recording.begin(policy)) if recording else None)
 
 
 def _until(stopped: Callable[[], bool], duration: float | None) -> Iterator[float]:

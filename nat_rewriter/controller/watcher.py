@@ -74,11 +74,10 @@ class Watcher:
         count_use: bool = False,
         recorder: Recorder | None = None,
     ) -> None:
-        self._policy, self._kinds, self._pressure = policy, frozenset(kinds), pressure
-        self._index, self._sieve = SliceIndex(policy.slices), Sieve(policy.slices)
+        self._kinds, self._pressure = frozenset(kinds), pressure
         self._buffer_bytes, self._count_use, self._recorder = buffer_bytes, count_use, recorder
         self._tracker = FindingTracker()
-        self._drift = DriftPoll(policy, wanted=bool(needs_of(kinds) & Needs.DRIFT))
+        self._take_policy(policy)
         self._fresh: list[Records] = []
         self._last_found: list[Finding] = []
         self._to_mend: list[Finding] = []
@@ -92,9 +91,7 @@ class Watcher:
     def __enter__(self) -> Watcher:
         self._stream = EventStream(buffer_bytes=self._buffer_bytes)
         try:
-            self._table = FlowTable(judge=self._sieve)
-            self._recheck = Recheck(self._table, always=self._recorder is not None)
-            self._take_whole_dump(self._table.load)
+            self._take_table()
         except BaseException:
             self._stream.close()
             raise
@@ -105,6 +102,29 @@ class Watcher:
     ) -> None:
         self._drift.close()
         self._stream.close()
+
+    def follow(self, policy: Policy, recorder: Recorder | None = None) -> None:
+        """Watch by another policy, and record elsewhere, from now on.
+
+        No event is missed in between, and what is open and stays so is not told again.
+        """
+        self._drift.close()
+        self._recorder = recorder
+        self._take_policy(policy)
+        self._take_table()
+        self._fresh, self._to_mend = [], []
+        self._next_look = 0.0
+
+    def _take_policy(self, policy: Policy) -> None:
+        self._policy = policy
+        self._index, self._sieve = SliceIndex(policy.slices), Sieve(policy.slices)
+        self._drift = DriftPoll(policy, wanted=bool(needs_of(self._kinds) & Needs.DRIFT))
+
+    def _take_table(self) -> None:
+        """Dump the table while events are taken in."""
+        self._table = FlowTable(judge=self._sieve)
+        self._recheck = Recheck(self._table, always=self._recorder is not None)
+        self._take_whole_dump(self._table.load)
 
     def records(self) -> Records:
         """Return the entries of the flow table as they are known now."""

@@ -1,0 +1,104 @@
+"""``natctl watch`` as a service: its manager is told how it is, and SIGHUP has it read its configuration again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from nat_rewriter.cli.env import Env
+from nat_rewriter.cli.state import read_configuration
+from nat_rewriter.errors import NatctlError
+from nat_rewriter.kernel.service_manager import ServiceManager
+
+if TYPE_CHECKING:
+    from nat_rewriter.model.generations import Configuration
+    from nat_rewriter.model.policy import Policy
+
+Follow = Callable[["Policy"], None]  # watch by another policy from now on
+
+
+class Service:
+    """The configuration in force, which SIGHUP may change, and the word about it to the service manager."""
+
+    def __init__(self, env: Env) -> None:
+        self._env, self._manager = env, ServiceManager()
+        self.configuration: Configuration = read_configuration(env)
+
+    def attend(self, steps: Iterator[float], follow: Follow) -> Iterator[float]:
+        """Yield the steps of a watch that is ready, and between them ping, and reload when SIGHUP has come."""
+        with _hangups(by_manager=self._manager.present) as hung_up:
+            self._manager.ready(self._status())
+            for step in steps:
+                self._manager.alive()
+                if hung_up():
+                    self._reload(follow)
+                yield step
+            self._manager.stopping()
+
+    def _reload(self, follow: Follow) -> None:
+        """Read the configuration again and follow it; one that cannot be followed is told, and the old one stays."""
+        self._manager.reloading()
+        try:
+            configuration = self._read_again()
+        except NatctlError as error:
+            click.echo(f"natctl: reload failed, the configuration before stays in force: {error}", err=True)
+            self._manager.ready(f"{self._status()}; reload failed, see the log")
+            return
+        follow(configuration.policy)
+        self.configuration = configuration
+        self._env.note(f"natctl: reloaded: {self._status()}")
+        self._manager.ready(self._status())
+
+    def _read_again(self) -> Configuration:
+        if self._env.config_path == "-":
+            raise NatctlError("reload", "standard input cannot be read again: give the configuration as a file")
+        configuration = read_configuration(self._env)
+        if configuration.table != self.configuration.table:
+            raise NatctlError("reload", "another table needs a restart", configuration.table)
+        return configuration
+
+    def _status(self) -> str:
+        slices = len(self.configuration.policy.slices)
+        return f"watching {slices} slice{'' if slices == 1 else 's'} of {self.configuration.source}"
+
+
+@contextmanager
+def _hangups(*, by_manager: bool) -> Iterator[Callable[[], bool]]:
+    """Yield what tells whether SIGHUP came since it was last asked.
+
+    Where a person may hang up, at a terminal, SIGHUP still ends the process.
+    """
+    if not by_manager and _has_terminal():
+        yield lambda: False
+        return
+    came = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.set()
+
+    def take() -> bool:
+        asked = came.is_set()
+        came.clear()
+        return asked
+
+    before = signal.signal(signal.SIGHUP, note)
+    try:
+        yield take
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _has_terminal() -> bool:
+    """Tell whether the process has a controlling terminal: tty(4)."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
