@@ -7,6 +7,8 @@ from pathlib import Path
 
 from nat_rewriter.config import values
 from nat_rewriter.config.dnat import read_dnat
+from nat_rewriter.config.pools import read_pools, read_store
+from nat_rewriter.config.route import read_route
 from nat_rewriter.config.section import Report, Section
 from nat_rewriter.config.slices import read_slices
 from nat_rewriter.config.snat import read_snat
@@ -34,7 +36,10 @@ def read_policy(source: bytes | Path, name: str | None = None) -> Policy:
 
 
 def check_document(document: Document, file: str) -> Policy:
-    """Return the policy that a parsed TOML document means; raise ConfigError with every problem of it."""
+    """Return the policy that a parsed TOML document means; raise ConfigError with every problem of it.
+
+    A file that has pools needs no slices.
+    """
     report = Report(file)
     root = Section(report, "", document)
     root.required("version", values.integer(1, 1, 1))
@@ -43,10 +48,13 @@ def check_document(document: Document, file: str) -> Policy:
     slices = read_slices(root, controller.coexist if settings and settings.sound("coexist") else None)
     snat = read_snat(root, slices)
     dnat = read_dnat(root, slices)
+    route = read_route(root, slices)
+    owned = tuple(each for each in slices.values() if each)
+    pools, store = read_pools(root, owned), read_store(root)
     root.refuse_unknown()
     if report.problems:
         raise ConfigError(report.problems)
-    return Policy(controller, tuple(owned for owned in slices.values() if owned), tuple(snat), tuple(dnat))
+    return Policy(controller, owned, tuple(snat), tuple(dnat), pools=tuple(pools), store=store, route=route)
 
 
 def _read_controller(section: Section) -> Controller:

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
+from nat_rewriter.model.pools import DEFAULT_STORE, Pool, StoreAddress
+from nat_rewriter.model.route import Route
 from nat_rewriter.model.slices import Address, PortRange, Slice
 
 Network = IPv4Network | IPv6Network
@@ -119,3 +121,6 @@ class Policy:
     snat: tuple[SnatRule, ...] = ()
     dnat: tuple[DnatRule, ...] = ()
     draining: tuple[Slice, ...] = ()
+    route: Route | None = None
+    pools: tuple[Pool, ...] = ()
+    store: StoreAddress = DEFAULT_STORE

@@ -1,0 +1,311 @@
+"""One suite for both stores of pools: a file of SQLite's, and a real etcd."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from nat_rewriter.errors import NatctlError, StateError
+from nat_rewriter.model.pools import Block, Pool, StoreAddress
+from nat_rewriter.model.slices import PortRange
+from nat_rewriter.pool import PoolStore, open_store
+from etcd_server import etcd_server
+
+FOUR, SIX = ip_address("198.51.100.10"), ip_address("2001:db8:100::10")
+POOL = Pool("ams", (FOUR, SIX), PortRange(8192, 16383), 1024, per_host=6, ttl_s=5, hold_down_s=60)
+Opener = Callable[[], PoolStore]
+
+
+@pytest.fixture(scope="session")
+def etcd_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    if not shutil.which("etcd"):
+        pytest.skip("needs etcd: apt-get install etcd-server")
+    with etcd_server(tmp_path_factory.mktemp("etcd")) as port:
+        yield port
+
+
+@pytest.fixture(params=["sqlite", "etcd"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> StoreAddress:
+    """Where an empty store is."""
+    if request.param == "sqlite":
+        return StoreAddress("sqlite", str(tmp_path / "pools.sqlite"))
+    port = request.getfixturevalue("etcd_port")
+    return StoreAddress("etcd", endpoints=(("127.0.0.1", port),), prefix=f"natctl-{secrets.token_hex(4)}")
+
+
+@pytest.fixture
+def store(address: StoreAddress) -> Iterator[PoolStore]:
+    with open_store(address) as opened:
+        opened.define(POOL)
+        yield opened
+
+
+def test_what_is_acquired_is_held(store: PoolStore) -> None:
+    (held,) = store.acquire("ams", "h1", 1)
+    assert held.block in POOL
+    assert held.host == "h1"
+    assert not held.resting
+    assert 4 <= held.left_s <= 5
+    (seen,) = store.holdings("ams")
+    assert (seen.block, seen.host, seen.resting) == (held.block, "h1", False)
+
+
+def test_no_two_hosts_get_the_same(store: PoolStore) -> None:
+    held = [each.block for host in ("h1", "h2") for each in store.acquire("ams", host, 6)]
+    assert len(set(held)) == 12
+    with pytest.raises(NatctlError, match="4 slices are free, 0 rest after use, 5 were asked for: 'ams'"):
+        store.acquire("ams", "h3", 5)
+    store.acquire("ams", "h3", 4)
+    with pytest.raises(NatctlError, match="0 slices are free"):
+        store.acquire("ams", "h4", 1)
+
+
+def test_a_host_gets_no_more_than_the_pool_gives_to_one(store: PoolStore) -> None:
+    store.acquire("ams", "h1", 4)
+    with pytest.raises(NatctlError, match=r"h1 holds 4 of at most 6 slices \(per_host\), and cannot have 3 more"):
+        store.acquire("ams", "h1", 3)
+    assert len(store.acquire("ams", "h1", 2)) == 6
+
+
+def test_what_is_released_rests(store: PoolStore) -> None:
+    (first,) = store.acquire("ams", "h1", 1)
+    store.release("ams", "h1", [first.block])
+    (rest,) = store.holdings("ams")
+    assert rest.resting
+    assert rest.host == "h1"
+    assert 55 <= rest.left_s <= 60
+    others = {each.block for host in ("h1", "h2", "h3") for each in store.acquire("ams", host, 5)}
+    assert first.block not in others
+    with pytest.raises(NatctlError, match="0 slices are free, 1 rest after use"):
+        store.acquire("ams", "h4", 1)
+
+
+def test_rest_ends(store: PoolStore) -> None:
+    store.define(replace(POOL, hold_down_s=1, addresses=(FOUR,), ports=PortRange(8192, 9215)))
+    (held,) = store.acquire("ams", "h1", 1)
+    store.release("ams", "h1", [held.block])
+    assert acquired_in_the_end(store, "h2") == held.block
+
+
+def test_a_host_that_says_nothing_loses_what_it_has_and_it_rests(store: PoolStore) -> None:
+    store.define(replace(POOL, hold_down_s=2, addresses=(FOUR,), ports=PortRange(8192, 9215)))
+    (held,) = store.acquire("ams", "h1", 1)
+    began = time.monotonic()
+    while not store.holdings("ams")[0].resting:
+        assert time.monotonic() < began + 30
+        time.sleep(0.1)
+    assert time.monotonic() >= began + 4.5
+    assert store.renew("ams", "h1") == []
+    with pytest.raises(NatctlError, match="release: h1 does not hold it: '198.51.100.10:8192-9215'"):
+        store.release("ams", "h1", [held.block])
+    assert acquired_in_the_end(store, "h2") == held.block
+    assert time.monotonic() >= began + 6.5
+
+
+def acquired_in_the_end(store: PoolStore, host: str) -> Block:
+    """Ask again and again for the one block of a pool."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            return store.acquire("ams", host, 1)[0].block
+        except NatctlError as error:
+            assert "1 rest" in str(error) or "0 slices are free" in str(error)
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+
+def test_renewing_keeps_it(store: PoolStore) -> None:
+    (held,) = store.acquire("ams", "h1", 1)
+    for _ in range(7):
+        time.sleep(1)
+        assert [each.block for each in store.renew("ams", "h1")] == [held.block]
+    assert not store.holdings("ams")[0].resting
+
+
+def test_release_is_whole_or_not_at_all(store: PoolStore) -> None:
+    mine, other = store.acquire("ams", "h1", 1)[0].block, store.acquire("ams", "h2", 1)[0].block
+    with pytest.raises(NatctlError, match="h1 does not hold it"):
+        store.release("ams", "h1", [mine, other])
+    assert not any(each.resting for each in store.holdings("ams"))
+
+
+def test_transfer(store: PoolStore) -> None:
+    block = store.acquire("ams", "h1", 1)[0].block
+    with pytest.raises(NatctlError, match="h2 does not hold it"):
+        store.transfer("ams", block, "h2", "h3")
+    with pytest.raises(NatctlError, match="the same host"):
+        store.transfer("ams", block, "h1", "h1")
+    moved = store.transfer("ams", block, "h1", "h2")
+    assert (moved.block, moved.host) == (block, "h2")
+    assert store.renew("ams", "h1") == []
+    assert [each.block for each in store.renew("ams", "h2")] == [block]
+    assert [each.host for each in store.holdings("ams")] == ["h2"]
+
+
+def test_history(store: PoolStore) -> None:
+    block = store.acquire("ams", "h1", 1)[0].block
+    store.acquire("ams", "h3", 2)
+    store.transfer("ams", block, "h1", "h2")
+    store.release("ams", "h2", [block])
+    told = [(each.what, each.host, each.to) for each in store.history("ams", block)]
+    assert told == [("acquired", "h1", None), ("transferred", "h1", "h2"), ("released", "h2", None)]
+    assert len(store.history("ams")) == 5
+    assert [each.what for each in store.history("ams", most=2)] == ["transferred", "released"]
+
+
+def test_definitions(store: PoolStore) -> None:
+    assert not store.define(POOL)
+    assert store.define(replace(POOL, ttl_s=9))
+    assert store.pools() == [replace(POOL, ttl_s=9)]
+    assert store.define(replace(POOL, name="fra"))
+    assert [pool.name for pool in store.pools()] == ["ams", "fra"]
+    with pytest.raises(NatctlError, match="there is no such pool in the store; there: ams, fra: 'x'"):
+        store.acquire("x", "h1", 1)
+
+
+def test_a_pool_in_use_is_not_changed_under_its_hosts(store: PoolStore) -> None:
+    block = store.acquire("ams", "h1", 1)[0].block
+    with pytest.raises(NatctlError, match="is held or rests, and would be no slice of it any more"):
+        store.define(replace(POOL, slice_size=2048))
+    with pytest.raises(NatctlError, match="is held or rests"):
+        store.define(replace(POOL, addresses=tuple(each for each in POOL.addresses if each != block.address)))
+    assert store.pools() == [POOL]
+    assert store.define(replace(POOL, per_host=8, addresses=(*POOL.addresses, ip_address("198.51.100.11"))))
+
+
+@pytest.mark.parametrize("count", [0, 33])
+def test_how_many_at_once(store: PoolStore, count: int) -> None:
+    with pytest.raises(NatctlError, match=f"1 to 32 slices at once, not {count}: 'ams'"):
+        store.acquire("ams", "h1", count)
+
+
+def test_32_at_once(store: PoolStore) -> None:
+    store.define(replace(POOL, per_host=40, ports=PortRange(1024, 65535)))
+    held = store.acquire("ams", "h1", 32)
+    store.release("ams", "h1", [each.block for each in held])
+    assert sum(each.resting for each in store.holdings("ams")) == 32
+
+
+def test_hosts_that_ask_at_once(address: StoreAddress) -> None:
+    """Eight hosts take and give for as long as it takes to do so 20 times each: nothing is doubled, nothing is lost."""
+    with open_store(address) as store:
+        store.define(replace(POOL, per_host=2, hold_down_s=0, ttl_s=60))
+    owners: dict[Block, str] = {}
+    faults: list[str] = []
+    lock = threading.Lock()
+
+    def live(host: str) -> None:
+        with open_store(address) as mine:
+            for _ in range(20):
+                for each in mine.acquire("ams", host, 2):
+                    with lock:
+                        if owners.setdefault(each.block, host) != host:
+                            faults.append(f"{each.block} of {owners[each.block]} was given to {host}")
+                blocks = [block for block, owner in list(owners.items()) if owner == host]
+                with lock:
+                    for block in blocks:
+                        del owners[block]
+                mine.release("ams", host, blocks)
+
+    threads = [threading.Thread(target=live, args=(f"h{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads)
+    assert faults == []
+    with open_store(address) as store:
+        assert store.holdings("ams") == []
+        assert len(store.history("ams", most=10_000)) == 8 * 20 * 2 * 2
+
+
+def test_processes_that_are_killed_leave_it_whole(address: StoreAddress) -> None:
+    """Whatever moment they are killed at, what is held is held by them and ends."""
+    with open_store(address) as store:
+        store.define(replace(POOL, per_host=3, hold_down_s=0, ttl_s=5))
+    code = (
+        "import sys; from nat_rewriter.pool import open_store; from nat_rewriter.model.pools import StoreAddress\n"
+        f"store = open_store({address!r})\n"
+        "print('ready', flush=True)\n"
+        "while True:\n"
+        "    held = store.acquire('ams', sys.argv[1], 1)\n"
+        "    store.release('ams', sys.argv[1], [each.block for each in held])\n"
+    )
+    for number in range(4):
+        process = subprocess.Popen([sys.executable, "-c", code, f"h{number}"], stdout=subprocess.PIPE)
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.05 * (number + 1))
+        process.kill()
+        process.communicate()
+    with open_store(address) as store:
+        assert {each.host for each in store.holdings("ams")} <= {f"h{number}" for number in range(4)}
+        end = time.monotonic() + 30
+        while store.holdings("ams"):
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+
+# what is no store
+
+
+def test_etcd_that_is_not_there() -> None:
+    with open_store(StoreAddress("etcd", endpoints=(("127.0.0.1", 1), ("127.0.0.1", 2)), timeout_s=1)) as store:
+        with pytest.raises(StateError, match=r"no endpoint of etcd could answer \(127.0.0.1:1: .*; 127.0.0.1:2: .*\)"):
+            store.pools()
+
+
+def test_the_endpoint_that_answers_is_found(etcd_port: int) -> None:
+    with open_store(StoreAddress("etcd", endpoints=(("127.0.0.1", 1), ("127.0.0.1", etcd_port)))) as store:
+        assert store.define(replace(POOL, name=f"p{secrets.token_hex(4)}"))
+
+
+def test_sqlite_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "rubbish").write_bytes(b"rubbish" * 1000)
+    with pytest.raises(StateError, match="read pools: file is not a database: '.*rubbish'"):
+        open_store(StoreAddress("sqlite", str(tmp_path / "rubbish")))
+    with sqlite3.connect(tmp_path / "other") as other:
+        other.execute("CREATE TABLE mine (a)")
+    with pytest.raises(StateError, match="another program's database"):
+        open_store(StoreAddress("sqlite", str(tmp_path / "other")))
+    with pytest.raises(StateError, match="read pools"):
+        open_store(StoreAddress("sqlite", "/proc/none/pools.sqlite"))
+
+
+def test_a_broken_sqlite_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "pools.sqlite"
+    with open_store(StoreAddress("sqlite", str(path))) as store:
+        store.define(POOL)
+        for number in range(6):
+            store.acquire("ams", f"h{number}", 1)
+    content = bytearray(path.read_bytes())
+    content[1024:] = bytes(byte ^ 0x5A for byte in content[1024:])
+    path.write_bytes(content)
+    with pytest.raises(StateError, match="malformed|not a database"):
+        with open_store(StoreAddress("sqlite", str(path))) as store:
+            store.holdings("ams")
+
+
+def test_after_a_boot_everything_rests(tmp_path: Path) -> None:
+    path = tmp_path / "pools.sqlite"
+    with open_store(StoreAddress("sqlite", str(path))) as store:
+        store.define(POOL)
+        store.acquire("ams", "h1", 1)
+    with sqlite3.connect(path) as database:  # as if it had been written before
+        database.execute("UPDATE boot SET id = 'another'")
+        database.execute("UPDATE holding SET held_until = held_until + 1e9, rests_until = rests_until + 1e9")
+    with open_store(StoreAddress("sqlite", str(path))) as store:
+        (rest,) = store.holdings("ams")
+        assert rest.resting
+        assert rest.left_s <= 60
