@@ -22,6 +22,8 @@ SECTIONS = {
     "slice.psid": "[[slice]]\n[slice.psid]",
     "snat": "[[snat]]",
     "dnat": "[[dnat]]",
+    "pool": "[[pool]]",
+    "store": "[store]",
 }
 
 
