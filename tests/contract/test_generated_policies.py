@@ -37,9 +37,9 @@ def port_texts(draw: Draw, low: int) -> list[str]:
     return texts
 
 
-def slices_of(draw: Draw, split: bool) -> list[Document]:
+def slices_of(draw: Draw, split: bool, most: int) -> list[Document]:
     found = []
-    for number in range(draw(st.integers(1, 5))):
+    for number in range(draw(st.integers(1, most))):
         family = draw(st.sampled_from((4, 6)))
         ports = port_texts(draw, 1000 * (number + 1))
         one: Document = {
@@ -88,15 +88,19 @@ def dnat_of(draw: Draw, slices: list[Document]) -> list[Document]:
 
 
 @st.composite
-def policies(draw: Draw) -> Policy:
-    """Policies as a configuration gives them, of all the keys that the table depends on."""
+def documents(draw: Draw, most_slices: int = 5, most_rules: int = 6) -> Document:
+    """Sound documents, of all the keys that the table depends on."""
     coexist = draw(st.sampled_from(("off", "confine", "refuse", "split")))
-    slices = slices_of(draw, coexist == "split")
+    slices = slices_of(draw, coexist == "split", most_slices)
     controller = {"coexist": coexist, "guard": draw(st.sampled_from(("off", "count", "drop")))}
-    snat = [snat_of(draw, f"r{number}", slices) for number in range(draw(st.integers(0, 6)))]
+    snat = [snat_of(draw, f"r{number}", slices) for number in range(draw(st.integers(0, most_rules)))]
     rules = {"snat": snat, "dnat": dnat_of(draw, slices)}
-    document = {"version": 1, "controller": controller, "slice": slices} | {k: v for k, v in rules.items() if v}
-    return check_document(document, "generated")
+    return {"version": 1, "controller": controller, "slice": slices} | {k: v for k, v in rules.items() if v}
+
+
+def policies() -> st.SearchStrategy[Policy]:
+    """Policies as a configuration gives them."""
+    return documents().map(lambda document: check_document(document, "generated"))
 
 
 BOUNDED = settings(
