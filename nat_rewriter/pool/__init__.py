@@ -9,6 +9,7 @@ tests.
 
 from __future__ import annotations
 
+from nat_rewriter.errors import UnsupportedFeature
 from nat_rewriter.model.pools import StoreAddress
 from nat_rewriter.pool.store import PoolStore
 
@@ -16,11 +17,15 @@ __all__ = ["PoolStore", "open_store"]
 
 
 def open_store(address: StoreAddress) -> PoolStore:
-    """Return the store at an address. Raises StateError where it cannot be reached or read."""
+    """Return the store at an address. Raises StateError, UnsupportedFeature."""
     if address.kind == "sqlite":
         from nat_rewriter.pool.sqlite_store import SqliteStore
 
         return SqliteStore(address.path)
-    from nat_rewriter.pool.etcd_store import EtcdStore
-
+    try:
+        from nat_rewriter.pool.etcd_store import EtcdStore
+    except ModuleNotFoundError as error:
+        raise UnsupportedFeature(
+            "pools in etcd", "pip install 'natctl[etcd]'", f"no Python package {error.name}"
+        ) from None
     return EtcdStore(address)

@@ -15,12 +15,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from etcd_server import etcd_server
 
 from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.model.pools import Block, Pool, StoreAddress
 from nat_rewriter.model.slices import PortRange
 from nat_rewriter.pool import PoolStore, open_store
-from etcd_server import etcd_server
 
 FOUR, SIX = ip_address("198.51.100.10"), ip_address("2001:db8:100::10")
 POOL = Pool("ams", (FOUR, SIX), PortRange(8192, 16383), 1024, per_host=6, ttl_s=5, hold_down_s=60)
@@ -107,7 +107,7 @@ def test_a_host_that_says_nothing_loses_what_it_has_and_it_rests(store: PoolStor
         time.sleep(0.1)
     assert time.monotonic() >= began + 4.5
     assert store.renew("ams", "h1") == []
-    with pytest.raises(NatctlError, match="release: h1 does not hold it: '198.51.100.10:8192-9215'"):
+    with pytest.raises(NatctlError, match=r"release: h1 does not hold it: '198\.51\.100\.10:8192-9215'"):
         store.release("ams", "h1", [held.block])
     assert acquired_in_the_end(store, "h2") == held.block
     assert time.monotonic() >= began + 6.5
@@ -119,9 +119,9 @@ def acquired_in_the_end(store: PoolStore, host: str) -> Block:
     while True:
         try:
             return store.acquire("ams", host, 1)[0].block
-        except NatctlError as error:
-            assert "1 rest" in str(error) or "0 slices are free" in str(error)
-            assert time.monotonic() < end
+        except NatctlError:
+            if time.monotonic() >= end:
+                raise
             time.sleep(0.1)
 
 
@@ -261,9 +261,10 @@ def test_processes_that_are_killed_leave_it_whole(address: StoreAddress) -> None
 
 
 def test_etcd_that_is_not_there() -> None:
-    with open_store(StoreAddress("etcd", endpoints=(("127.0.0.1", 1), ("127.0.0.1", 2)), timeout_s=1)) as store:
-        with pytest.raises(StateError, match=r"no endpoint of etcd could answer \(127.0.0.1:1: .*; 127.0.0.1:2: .*\)"):
-            store.pools()
+    nowhere = StoreAddress("etcd", endpoints=(("127.0.0.1", 1), ("127.0.0.1", 2)), timeout_s=1)
+    told = r"no endpoint of etcd could answer \(127.0.0.1:1: .*; 127.0.0.1:2: .*\)"
+    with open_store(nowhere) as store, pytest.raises(StateError, match=told):
+        store.pools()
 
 
 def test_the_endpoint_that_answers_is_found(etcd_port: int) -> None:
@@ -273,7 +274,7 @@ def test_the_endpoint_that_answers_is_found(etcd_port: int) -> None:
 
 def test_sqlite_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "rubbish").write_bytes(b"rubbish" * 1000)
-    with pytest.raises(StateError, match="read pools: file is not a database: '.*rubbish'"):
+    with pytest.raises(StateError, match=r"read pools: file is not a database: '.*rubbish'"):
         open_store(StoreAddress("sqlite", str(tmp_path / "rubbish")))
     with sqlite3.connect(tmp_path / "other") as other:
         other.execute("CREATE TABLE mine (a)")
@@ -292,9 +293,11 @@ def test_a_broken_sqlite_file_is_told(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[1024:] = bytes(byte ^ 0x5A for byte in content[1024:])
     path.write_bytes(content)
-    with pytest.raises(StateError, match="malformed|not a database"):
-        with open_store(StoreAddress("sqlite", str(path))) as store:
-            store.holdings("ams")
+    with (
+        pytest.raises(StateError, match=r"malformed|not a database"),
+        open_store(StoreAddress("sqlite", str(path))) as store,
+    ):
+        store.holdings("ams")
 
 
 def test_after_a_boot_everything_rests(tmp_path: Path) -> None:

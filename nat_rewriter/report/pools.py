@@ -1,0 +1,82 @@
+"""Pools and what is held of them: as JSON objects, as lines, and drawn as the port space of an address."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nat_rewriter.model.pools import Block, Change, Holding, Pool, pool_object
+from nat_rewriter.model.slices import Address, Slice
+from nat_rewriter.report.json_lines import time_text
+
+HOLDING_COLUMNS = ("slice", "host", "state", "since", "left")
+FREE, RESTING = "·", "~"
+
+
+def holding_object(pool: Pool, holding: Holding) -> dict[str, Any]:
+    """Return what is held as the `pool` commands print it; ``left_s``: until the term, or the rest, ends."""
+    return {
+        "pool": pool.name,
+        "slice": pool.slice_of(holding.block).name,
+        "address": str(holding.block.address),
+        "ports": str(holding.block.ports),
+        "host": holding.host,
+        "state": _state(holding),
+        "since": time_text(holding.since),
+        "left_s": round(holding.left_s, 1),
+    }
+
+
+def holding_row(holding: Holding) -> tuple[str, ...]:
+    """Return what is held as a row under HOLDING_COLUMNS."""
+    since = holding.since.strftime("%Y-%m-%d %H:%M:%S")
+    return str(holding.block), holding.host, _state(holding), since, f"{holding.left_s:.0f}s"
+
+
+def change_object(pool: str, change: Change) -> dict[str, Any]:
+    """Return one entry of a pool's history as JSON has it."""
+    fields = {
+        "time": time_text(change.time), "pool": pool, "what": change.what, "address": str(change.block.address),
+        "ports": str(change.block.ports), "host": change.host, "to": change.to,
+    }  # fmt: skip
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def change_line(change: Change) -> str:
+    """Return one entry of a pool's history as a line."""
+    words = f"{time_text(change.time)} {change.what} {change.block} {change.host}"
+    return f"{words} to {change.to}" if change.to else words
+
+
+def pool_state_object(pool: Pool, holdings: Sequence[Holding]) -> dict[str, Any]:
+    """Return a pool, its counts and everything that is held of it or rests."""
+    counts = count_states(pool, holdings)
+    return pool_object(pool) | {"slices": counts, "holdings": [holding_object(pool, each) for each in holdings]}
+
+
+def count_states(pool: Pool, holdings: Sequence[Holding]) -> dict[str, int]:
+    """Return how many slices of a pool are held, rest and are free."""
+    resting = sum(each.resting for each in holdings)
+    total = len(pool.addresses) * len(pool.ports) // pool.slice_size
+    return {"held": len(holdings) - resting, "resting": resting, "free": total - len(holdings)}
+
+
+def cells(pool: Pool, address: Address, holdings: Mapping[Block, Holding], width: int) -> list[Holding | None]:
+    """Return the port space of an address in at most ``width`` cells; one of several blocks shows the first taken."""
+    blocks = list(pool.blocks_of(address))
+    size = -(-len(blocks) // width)
+    groups = (blocks[start : start + size] for start in range(0, len(blocks), size))
+    return [next((holdings[block] for block in group if block in holdings), None) for group in groups]
+
+
+def slice_text(owned: Slice) -> str:
+    """Return a slice as a configuration has it."""
+    protocols = ", ".join(f'"{each.value}"' for each in owned.protocols)
+    ports = ", ".join(f'"{each}"' for each in owned.ranges)
+    return (
+        f'[[slice]]\nname = "{owned.name}"\naddress = "{owned.address}"\nports = [{ports}]\nprotocols = [{protocols}]\n'
+    )
+
+
+def _state(holding: Holding) -> str:
+    return "resting" if holding.resting else "held"
