@@ -81,12 +81,15 @@ def _system_error(error: OSError) -> NatctlError:
     return NatctlError("run command", (error.strerror or str(error)).lower(), error.filename)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; errors are written to standard error as one line."""
+def run(arguments: Sequence[str], begun: object = None) -> int:
+    """Run one command and return its exit code; errors are written to standard error as one line.
+
+    ``begun``: what has been begun for the command already, which it finds in its context.
+    """
     if sys.stdout is None:  # closed from the start
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        result = natctl.main(args=list(arguments), prog_name="natctl", standalone_mode=False)
+        result = natctl.main(args=list(arguments), prog_name="natctl", standalone_mode=False, obj=begun)
     except NatctlError as error:
         _drop_output_if_lost(error)
         click.echo(f"natctl: {error}", err=True)
@@ -104,8 +107,3 @@ def _drop_output_if_lost(error: NatctlError) -> None:
     """Keep the interpreter from trying again, as it ends, to write what is still buffered and cannot be written."""
     if isinstance(error.__cause__, OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def main() -> None:
-    """Entry point of the ``natctl`` script."""
-    sys.exit(run(sys.argv[1:]))

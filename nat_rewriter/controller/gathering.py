@@ -5,13 +5,16 @@ Nothing here needs numpy. The threads are in the network namespace that the call
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from nat_rewriter.errors import NetlinkError
 from nat_rewriter.kernel import netlink
 from nat_rewriter.kernel.conntrack_dumps import EVERYTHING, dump_bytes
 from nat_rewriter.kernel.conntrack_requests import FlowFilter, TupleFilter
+from nat_rewriter.kernel.head_start import HeadStart
 from nat_rewriter.kernel.sieve import Sieve
 from nat_rewriter.kernel.socket_dumps import dump_sockets
 from nat_rewriter.model.findings import Kind
@@ -35,12 +38,15 @@ class Tables:
 
 
 class Gathering:
-    """Begins to read what the detection of some kinds needs; each method waits for its part, and raises its errors."""
+    """Begins to read what the detection of some kinds needs; each method waits for its part, and raises its errors.
 
-    def __init__(self, policy: Policy, kinds: Collection[Kind]) -> None:
+    ``begun``: a look at everything that has begun already.
+    """
+
+    def __init__(self, policy: Policy, kinds: Collection[Kind], begun: HeadStart | None = None) -> None:
         self.needs = needs_of(kinds)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="gather")
-        self._tables = self._threads.submit(read_tables, policy.slices, kinds)
+        self._tables = self._threads.submit(read_tables, policy.slices, kinds, begun)
         self._drift: Future[list[str]] | None = None
         if self.needs & Needs.DRIFT:
             self._drift = self._threads.submit(read_differences, policy)
@@ -55,8 +61,11 @@ class Gathering:
         return tuple(self._drift.result()) if self._drift else ()
 
 
-def read_tables(slices: Sequence[Slice], kinds: Collection[Kind]) -> Tables:
+def read_tables(slices: Sequence[Slice], kinds: Collection[Kind], begun: HeadStart | None = None) -> Tables:
     """Return sockets and flows as far as the detection of some kinds looks at them."""
+    found = _finished(begun, slices) if begun else None
+    if found:
+        return found
     needs = needs_of(kinds)
     # Sockets first: the entry of a socket that is listed was made by the time the table is dumped.
     sockets = dump_sockets() if needs & Needs.SOCKETS else b""
@@ -68,6 +77,18 @@ def read_tables(slices: Sequence[Slice], kinds: Collection[Kind]) -> Tables:
     else:
         filters = [EVERYTHING]
     return netlink.once_more(lambda: _sifted(sockets, Sieve(slices), filters))
+
+
+def _finished(begun: HeadStart, slices: Sequence[Slice]) -> Tables | None:
+    """Return what a look found that began before; None where it has to be begun again."""
+    sieve = Sieve(slices)
+    try:
+        found = begun.take(sieve.handle)
+    except NetlinkError as error:
+        if error.errno != errno.EINTR:
+            raise
+        return None
+    return Tables(*found, sieve) if found else None
 
 
 def _sifted(sockets: bytes | bytearray, sieve: Sieve, filters: Sequence[FlowFilter]) -> Tables:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from nat_rewriter.errors import NetlinkError
 from nat_rewriter.kernel import netlink
 from nat_rewriter.kernel._core._native import lib
-from nat_rewriter.kernel.conntrack_dumps import EVERYTHING, SEED, ctnetlink_needed, started_dump
+from nat_rewriter.kernel.conntrack_dumps import EVERYTHING, ctnetlink_needed, started_dump
 from nat_rewriter.kernel.conntrack_events import EventBatch, EventStream, Groups
 from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE, Decoded, Records, decode
 from nat_rewriter.kernel.conntrack_requests import (
@@ -29,6 +29,7 @@ from nat_rewriter.kernel.conntrack_requests import (
     u32_attribute,
     zone_attributes,
 )
+from nat_rewriter.kernel.head_start import SEED
 from nat_rewriter.model.flows import Flow, Status, flow_from_record
 from nat_rewriter.model.slices import Address
 from nat_rewriter.model.tuples import FlowTuple, Question

@@ -6,9 +6,7 @@ Nothing here needs numpy, so that a dump can be under way while it is still bein
 from __future__ import annotations
 
 import errno
-import os
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,19 +21,16 @@ from nat_rewriter.kernel.conntrack_requests import (
     filter_attributes,
     protocol_number,
 )
+from nat_rewriter.kernel.head_start import DUMP, FLOW_BYTES, FLOWS_AT_FIRST, SEED
 from nat_rewriter.model.slices import Address
 
 EVERYTHING = FlowFilter()
-FLOW_BYTES: int = ffi.sizeof("struct nr_flow")
-# Keys are compared within one process only: a dump and the events that go with it share this seed.
-SEED = struct.unpack("=2Q", os.urandom(16))
-_DUMP = "dump conntrack table"
 
 
 def dump_bytes(wanted: FlowFilter = EVERYTHING, sieve: Any = None) -> bytearray:
     """Return the records of a dump as bytes, those alone that a sieve keeps if there is one."""
     with started_dump(wanted, sieve) as started:
-        return netlink.collect_bytes(started, FLOW_BYTES, 4096)
+        return netlink.collect_bytes(started, FLOW_BYTES, FLOWS_AT_FIRST)
 
 
 @contextmanager
@@ -48,7 +43,7 @@ def started_dump(wanted: FlowFilter, sieve: Any = None) -> Iterator[netlink.Dump
     # A C structure keeps no Python object alive: the filter has to be held here for as long as it is used.
     kept = ffi.new("struct nr_filter *", filter_fields(wanted))
     context = ffi.new("struct nr_context *", {"seed": SEED, "filter": kept, "sieve": sieve or ffi.NULL})
-    with netlink.open_socket(lib.NETLINK_NETFILTER, _DUMP) as source:
+    with netlink.open_socket(lib.NETLINK_NETFILTER, DUMP) as source:
         try:
             started = _start_dump(source, context, wanted, attributes)
         except NetlinkError:
@@ -64,7 +59,8 @@ def started_dump(wanted: FlowFilter, sieve: Any = None) -> Iterator[netlink.Dump
 def _start_dump(source: socket.socket, context: Any, wanted: FlowFilter, attributes: list[bytes]) -> netlink.Dump:
     request = conntrack_message(lib.IPCTNL_MSG_CT_GET, lib.NLM_F_DUMP, wanted.wanted_family, *attributes)
     with ctnetlink_needed(unknown_request=not attributes):
-        return netlink.Dump(source, request, netlink.FLOWS, context, _DUMP)
+        # To count a flow takes as long as to decode it: with a sieve, two threads share the work.
+        return netlink.Dump(source, request, netlink.FLOWS, context, DUMP, pumped=bool(context.sieve))
 
 
 @contextmanager

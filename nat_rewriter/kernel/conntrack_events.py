@@ -14,8 +14,8 @@ import numpy as np
 from nat_rewriter.errors import NatctlError
 from nat_rewriter.kernel import netlink
 from nat_rewriter.kernel._core._native import ffi, lib
-from nat_rewriter.kernel.conntrack_dumps import SEED
 from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE, Records
+from nat_rewriter.kernel.head_start import SEED
 
 # An event datagram holds one entry: some 300 bytes, a few hundred more with labels and the like.
 _DATAGRAMS, _DATAGRAM_BYTES = 64, 4096

@@ -27,6 +27,8 @@ _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 # Larger than any datagram the kernel builds for a dump: netlink_dump() stops at 32 KiB.
 DUMP_BYTES = 65536
 DUMP_DATAGRAMS = 2
+# 32 MiB of a dump, a hundred thousand flows, may wait for whoever is to decode them.
+PUMP_DATAGRAMS = 1024
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -196,8 +198,8 @@ class Pump(Receiver):
     """The same for one long dump of flows: a thread of the C core receives while the caller decodes."""
 
     def __init__(self, source: socket.socket, context: Any) -> None:
-        self._context, self._structure = context, FLOWS[1]
-        handle = lib.nr_pump_new(source.fileno(), ANSWER_TIMEOUT_S * 1000)
+        self._source, self._context, self._structure = source, context, FLOWS[1]
+        handle = lib.nr_pump_new(source.fileno(), ANSWER_TIMEOUT_S * 1000, PUMP_DATAGRAMS)
         if handle == ffi.NULL:
             raise MemoryError
         self._handle = ffi.gc(handle, lib.nr_pump_free)
@@ -231,13 +233,21 @@ def _request_dump(source: socket.socket, request: bytes, operation: str) -> None
 class Dump:
     """A dump under way: the request is sent, the answer is read piece by piece."""
 
-    def __init__(self, source: socket.socket, request: bytes, kind: Receive, context: Any, operation: str) -> None:
+    def __init__(
+        self,
+        source: socket.socket,
+        request: bytes,
+        kind: Receive,
+        context: Any,
+        operation: str,
+        *,
+        pumped: bool = False,
+    ) -> None:
         self.done = False
         self._operation = operation
         _request_dump(source, request, operation)
-        # To count a flow takes as long as to decode it: with a sieve, two threads share the work.
         self._receiver = (
-            Pump(source, context) if context.sieve else Receiver(source, kind, context, DUMP_DATAGRAMS, DUMP_BYTES)
+            Pump(source, context) if pumped else Receiver(source, kind, context, DUMP_DATAGRAMS, DUMP_BYTES)
         )
 
     def fill(self, buffer: Any, start: int) -> int:

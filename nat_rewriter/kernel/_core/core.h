@@ -171,9 +171,10 @@ int nr_receive_sockets(struct nr_receiver *receiver, const struct nr_context *co
 		       size_t capacity, int until_done, int timeout_ms, struct nr_progress *progress);
 
 /* The same for one long dump, which a thread of the pump receives while the caller decodes: until `capacity` records
- * are there, the dump is complete, or there is an error. The descriptor must not be closed before the pump is freed. */
+ * are there, the dump is complete, or there is an error. The thread begins at once, and keeps up to `most` datagrams for
+ * whoever decodes them. The descriptor must not be closed before the pump is freed. */
 struct nr_pump;
-struct nr_pump *nr_pump_new(int descriptor, int timeout_ms);
+struct nr_pump *nr_pump_new(int descriptor, int timeout_ms, size_t most);
 void nr_pump_free(struct nr_pump *pump);
 int nr_pump_flows(struct nr_pump *pump, const struct nr_context *context, struct nr_flow *records, size_t capacity,
 		  struct nr_progress *progress);

@@ -12,26 +12,29 @@
 #include "decode.h"
 
 /* Handed over by the dozen: to wake a thread for each would take longer than to decode it. */
-enum { BUFFERS = 32, BUNCH = 12, BUFFER_BYTES = 65536 };
+enum { BUNCH = 12, BUFFER_BYTES = 65536 };
 
 struct buffer {
+	struct buffer *next;
 	ssize_t length; /* negative: an errno, and nothing comes after it */
 	int truncated;
 	uint32_t sender;
-	uint8_t bytes[BUFFER_BYTES];
+	uint8_t bytes[BUFFER_BYTES]; /* of which netlink_dump() fills the first half; the rest takes no memory */
 };
 
 struct nr_pump {
 	int descriptor, stop; /* stop: an eventfd, readable when nothing more is wanted */
 	int timeout_ms, has_thread;
+	size_t most; /* buffers there may be */
 	pthread_t thread;
-	uint64_t offset; /* byte of the current buffer to go on from */
+	uint64_t offset; /* byte of the first buffer to go on from */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	uint64_t filled, used; /* buffers, ever; this and what follows under the lock */
-	int waiting;           /* for the kernel: nothing is there yet, or it is the end */
+	size_t buffers, filled; /* this and what follows under the lock */
+	struct buffer *first, *last; /* those that are filled, in order */
+	struct buffer *spare;        /* the one used last is the first to be used again: it is in the cache */
+	int waiting;                 /* for the kernel or for a buffer, or it is the end: no more will come soon */
 	int unwanted;
-	struct buffer buffers[BUFFERS];
 };
 
 static void set_waiting(struct nr_pump *pump, int waiting)
@@ -75,17 +78,43 @@ static void fill(struct nr_pump *pump, struct buffer *to)
 	to->sender = sender.nl_pid;
 }
 
+static struct buffer *take_spare(struct nr_pump *pump)
+{
+	struct buffer *found = pump->spare;
+
+	if (found) {
+		pump->spare = found->next;
+	} else if (pump->buffers < pump->most) {
+		found = malloc(sizeof(*found));
+		pump->buffers += found != NULL;
+	}
+	return found;
+}
+
 /* Wait for a buffer that is free. Returns NULL when no more are wanted. */
 static struct buffer *next_free(struct nr_pump *pump)
 {
-	struct buffer *found;
+	struct buffer *found = NULL;
 
 	pthread_mutex_lock(&pump->lock);
-	while (!pump->unwanted && pump->filled - pump->used == BUFFERS)
+	while (!pump->unwanted && !(found = take_spare(pump))) {
+		pump->waiting = 1;
+		pthread_cond_signal(&pump->changed);
 		pthread_cond_wait(&pump->changed, &pump->lock);
-	found = pump->unwanted ? NULL : &pump->buffers[pump->filled % BUFFERS];
+	}
+	pump->waiting = 0;
 	pthread_mutex_unlock(&pump->lock);
 	return found;
+}
+
+static void append(struct nr_pump *pump, struct buffer *buffer)
+{
+	buffer->next = NULL;
+	if (pump->filled++)
+		pump->last->next = buffer;
+	else
+		pump->first = buffer;
+	pump->last = buffer;
 }
 
 static void *fill_buffers(void *argument)
@@ -98,9 +127,9 @@ static void *fill_buffers(void *argument)
 		fill(pump, buffer);
 		failed = buffer->length <= 0;
 		pthread_mutex_lock(&pump->lock);
-		pump->filled++;
+		append(pump, buffer);
 		pump->waiting = failed;
-		if (failed || pump->filled - pump->used >= BUNCH)
+		if (failed || pump->filled >= BUNCH)
 			pthread_cond_signal(&pump->changed);
 		pthread_mutex_unlock(&pump->lock);
 	}
@@ -120,6 +149,16 @@ static void end_thread(struct nr_pump *pump)
 	pthread_join(pump->thread, NULL);
 }
 
+static void free_all(struct buffer *first)
+{
+	while (first) {
+		struct buffer *next = first->next;
+
+		free(first);
+		first = next;
+	}
+}
+
 void nr_pump_free(struct nr_pump *pump)
 {
 	if (!pump)
@@ -128,12 +167,14 @@ void nr_pump_free(struct nr_pump *pump)
 		end_thread(pump);
 	if (pump->stop >= 0)
 		close(pump->stop);
+	free_all(pump->first);
+	free_all(pump->spare);
 	pthread_cond_destroy(&pump->changed);
 	pthread_mutex_destroy(&pump->lock);
 	free(pump);
 }
 
-struct nr_pump *nr_pump_new(int descriptor, int timeout_ms)
+struct nr_pump *nr_pump_new(int descriptor, int timeout_ms, size_t most)
 {
 	struct nr_pump *pump = calloc(1, sizeof(*pump));
 
@@ -141,6 +182,7 @@ struct nr_pump *nr_pump_new(int descriptor, int timeout_ms)
 		return NULL;
 	pump->descriptor = descriptor;
 	pump->timeout_ms = timeout_ms;
+	pump->most = most;
 	pump->stop = eventfd(0, EFD_CLOEXEC);
 	pthread_mutex_init(&pump->lock, NULL);
 	pthread_cond_init(&pump->changed, NULL);
@@ -154,22 +196,30 @@ struct nr_pump *nr_pump_new(int descriptor, int timeout_ms)
 /* Wait for a bunch of buffers, or fewer where no more are coming. */
 static struct buffer *next_filled(struct nr_pump *pump)
 {
-	uint64_t least = pump->offset ? 1 : BUNCH;
+	struct buffer *found;
 
 	pthread_mutex_lock(&pump->lock);
-	if (pump->filled == pump->used)
-		while (pump->filled - pump->used < least && !(pump->waiting && pump->filled > pump->used))
+	if (!pump->filled)
+		while (pump->filled < BUNCH && !(pump->waiting && pump->filled))
 			pthread_cond_wait(&pump->changed, &pump->lock);
+	found = pump->first;
 	pthread_mutex_unlock(&pump->lock);
-	return &pump->buffers[pump->used % BUFFERS];
+	return found;
 }
 
+/* Give the first buffer back. The other thread, should it wait, is woken when it can go on for a while. */
 static void leave(struct nr_pump *pump)
 {
+	struct buffer *left;
+
 	pump->offset = 0;
 	pthread_mutex_lock(&pump->lock);
-	pump->used++;
-	if (pump->filled - pump->used == BUFFERS / 2)
+	left = pump->first;
+	pump->first = left->next;
+	pump->filled--;
+	left->next = pump->spare;
+	pump->spare = left;
+	if (pump->filled == pump->most / 2 || !pump->filled)
 		pthread_cond_signal(&pump->changed);
 	pthread_mutex_unlock(&pump->lock);
 }
