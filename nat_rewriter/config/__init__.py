@@ -8,6 +8,7 @@ from pathlib import Path
 from nat_rewriter.config import values
 from nat_rewriter.config.dnat import read_dnat
 from nat_rewriter.config.pools import read_pools, read_store
+from nat_rewriter.config.proxy import read_proxies
 from nat_rewriter.config.route import read_route
 from nat_rewriter.config.section import Report, Section
 from nat_rewriter.config.slices import read_slices
@@ -49,12 +50,15 @@ def check_document(document: Document, file: str) -> Policy:
     snat = read_snat(root, slices)
     dnat = read_dnat(root, slices)
     route = read_route(root, slices)
+    proxies = tuple(read_proxies(root, slices, controller.coexist))
     owned = tuple(each for each in slices.values() if each)
     pools, store = read_pools(root, owned), read_store(root)
     root.refuse_unknown()
     if report.problems:
         raise ConfigError(report.problems)
-    return Policy(controller, owned, tuple(snat), tuple(dnat), pools=tuple(pools), store=store, route=route)
+    return Policy(
+        controller, owned, tuple(snat), tuple(dnat), pools=tuple(pools), store=store, route=route, proxies=proxies
+    )
 
 
 def _read_controller(section: Section) -> Controller:

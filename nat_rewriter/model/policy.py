@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from nat_rewriter.model.pools import DEFAULT_STORE, Pool, StoreAddress
+from nat_rewriter.model.proxies import Proxy
 from nat_rewriter.model.route import Route
 from nat_rewriter.model.slices import Address, PortRange, Slice
 
@@ -124,3 +125,4 @@ class Policy:
     route: Route | None = None
     pools: tuple[Pool, ...] = ()
     store: StoreAddress = DEFAULT_STORE
+    proxies: tuple[Proxy, ...] = ()

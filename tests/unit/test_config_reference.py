@@ -22,6 +22,7 @@ SECTIONS = {
     "slice.psid": "[[slice]]\n[slice.psid]",
     "snat": "[[snat]]",
     "dnat": "[[dnat]]",
+    "proxy": "[[proxy]]",
     "pool": "[[pool]]",
     "store": "[store]",
 }
