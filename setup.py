@@ -3,6 +3,9 @@
 from setuptools import setup
 
 setup(
-    cffi_modules=["nat_rewriter/kernel/_core/build.py:ffibuilder"],
+    cffi_modules=[
+        "nat_rewriter/kernel/_core/build.py:ffibuilder",
+        "nat_rewriter/proxy/_core/build.py:ffibuilder",
+    ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -1,0 +1,1 @@
+"""Carrying TCP: connections that are taken in here go on from a slice."""
