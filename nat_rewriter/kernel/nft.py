@@ -112,6 +112,18 @@ class KernelNft:
         finally:
             scratch.close()
 
+    def find_listing(self, family: str, table: str) -> str | None:
+        """Return how nft lists a table of any family, without counts and elements; None where there is none."""
+        answer = self._worker.ask(text=f"list table {family} {table}", stateless=True, terse=True)
+        if answer["code"] != 0 and "No such file or directory" in answer["error"]:
+            return None
+        _raise_for("list ruleset", answer)
+        return str(answer["output"])
+
+    def list_objects(self, command: str) -> list[dict[str, Any]]:
+        """Return what a list command answers, object by object."""
+        return [dict(one) for one in _parsed(self._ask("list ruleset", text=command, json=True))]
+
     def _ask(self, operation: str, **request: object) -> str:
         answer = self._worker.ask(**request)
         _raise_for(operation, answer)

@@ -38,7 +38,8 @@ def write_sysctl(name: str, value: str) -> None:
 
 
 def _path(name: str) -> Path:
-    return _SYSCTLS.joinpath(*name.split("."))
+    # A slash stands for the dot of a device such as eth0.100: sysctl(8).
+    return _SYSCTLS.joinpath(*(part.replace("/", ".") for part in name.split(".")))
 
 
 def _parts(value: str) -> Iterator[str]:

@@ -139,7 +139,7 @@ def _named_elements(policy: Policy, family: Family) -> list[tuple[str, SetElemen
 
 def _fill(policy: Policy, families: Sequence[Family], elements: Mapping[str, SetElements]) -> str:
     return (
-        _templates()
+        templates()
         .get_template("table.nft.j2")
         .render(
             policy=policy, parts=Parts.of(policy), families=families, elements=elements, guard_priority=GUARD_PRIORITY
@@ -148,7 +148,8 @@ def _fill(policy: Policy, families: Sequence[Family], elements: Mapping[str, Set
 
 
 @functools.cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """Return where the templates are found, and how they are read."""
     import jinja2
 
     # No escaping: this is nft text, and every value in it was checked by config and spelled by render.

@@ -23,6 +23,7 @@ SECTIONS = {
     "snat": "[[snat]]",
     "dnat": "[[dnat]]",
     "proxy": "[[proxy]]",
+    "route": "[route]",
     "pool": "[[pool]]",
     "store": "[store]",
 }
