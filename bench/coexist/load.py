@@ -119,9 +119,13 @@ def connects(host: Host, source: str, to: str, **options: object) -> Connects:
     return Connects(host.popen(command, stdin=subprocess.PIPE))
 
 
-def packets(host: Host, **options: object) -> float:
-    """Send frames from a host and return the nanoseconds that each took. Options are those of the program."""
-    return float(host.run([str(program("packets")), *_arguments(options)]).stdout)
+def packets(host: Host, flows: str = "", **options: object) -> float:
+    """Send frames from a host and return the nanoseconds that each took. Options are those of the program.
+
+    ``flows`` has a line for each flow: address and port of the sender, then those of the receiver.
+    """
+    ends = {"flows": True, "count": flows.count("\n")} if flows else {}
+    return float(host.run([str(program("packets")), *_arguments(ends | options)], input=flows or None).stdout)
 
 
 def _arguments(options: dict[str, object]) -> list[str]:

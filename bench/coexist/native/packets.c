@@ -2,9 +2,10 @@
  * packets: sends prepared frames through an interface as fast as it takes them, and prints the nanoseconds per frame.
  *
  * That is the median over batches, so that whatever else the processor is given to do in between does not count.
- * Each frame is the first of a flow of its own, or with --one-flow all are of the same one. The whole way to the last
- * hop is walked inside the send call, since the interfaces of a lab are pairs of virtual ones. With --socket a client
- * sends datagrams of its own, and its share of the work counts too.
+ * Each frame is the first of a flow of its own, or with --one-flow all are of the same one. With --flows standard input
+ * names the ends of each flow, and the frames are sent --rounds times. The whole way to the last hop is walked inside the
+ * send call, since the interfaces of a lab are pairs of virtual ones. With --socket a client sends datagrams of its own,
+ * and its share of the work counts too.
  */
 #define _GNU_SOURCE
 #include <getopt.h>
@@ -24,10 +25,10 @@
 enum { BATCH = 32, SLOT = 96, FIRST_PORT = 20000, PORTS = 40000 };
 
 static struct {
-	int tcp, one_flow, socket, count, sources, destinations, cpu;
+	int tcp, one_flow, flows, socket, count, rounds, sources, destinations, cpu;
 	const char *device, *gateway;
 	union endpoint source, destination;
-} want = { .count = 1000, .sources = 1, .destinations = 1, .cpu = -1 };
+} want = { .count = 1000, .rounds = 1, .sources = 1, .destinations = 1, .cpu = -1 };
 
 static uint8_t *frames;
 static size_t frame_size;
@@ -123,21 +124,50 @@ static void put_transport(uint8_t *at, const union endpoint *from, const union e
 	*checksum = folded(sum16(pseudo_sum(from, to, size), at, size));
 }
 
-static void put_frame(uint8_t *frame, int number)
+static void put_frame(int number, const union endpoint *from, const union endpoint *to)
 {
 	size_t size = want.tcp ? sizeof(struct tcphdr) : sizeof(struct udphdr) + 16;
-	int flow = want.one_flow ? 0 : number, pairs = want.sources * want.destinations;
-	union endpoint from = endpoint_after(&want.source, flow % want.sources);
-	union endpoint to = endpoint_after(&want.destination, flow / want.sources % want.destinations);
+	uint8_t *frame = frames + (size_t)number * SLOT;
+	uint8_t *transport = put_ip(put_ethernet(frame), from, to, size);
 
-	/* Towards another port each: the port search of NAT finds the first port it looks at free. */
-	endpoint_set_port(&from, FIRST_PORT + flow / pairs / PORTS);
-	endpoint_set_port(&to, FIRST_PORT + flow / pairs % PORTS);
-	destinations[number] = to;
-	uint8_t *transport = put_ip(put_ethernet(frame), &from, &to, size);
-
-	put_transport(transport, &from, &to, size);
+	destinations[number] = *to;
+	put_transport(transport, from, to, size);
 	frame_size = transport + size - frame;
+}
+
+static void put_frames(void)
+{
+	int pairs = want.sources * want.destinations;
+
+	for (int number = 0; number < want.count; number++) {
+		int flow = want.one_flow ? 0 : number;
+		union endpoint from = endpoint_after(&want.source, flow % want.sources);
+		union endpoint to = endpoint_after(&want.destination, flow / want.sources % want.destinations);
+
+		/* Towards another port each: the port search of NAT finds the first port it looks at free. */
+		endpoint_set_port(&from, FIRST_PORT + flow / pairs / PORTS);
+		endpoint_set_port(&to, FIRST_PORT + flow / pairs % PORTS);
+		put_frame(number, &from, &to);
+	}
+}
+
+/* Standard input has a line for each flow: address and port of the sender, then those of the receiver. */
+static void read_frames(void)
+{
+	char from_address[64], to_address[64];
+	unsigned from_port, to_port;
+
+	for (int number = 0; number < want.count; number++) {
+		if (scanf("%63s %u %63s %u", from_address, &from_port, to_address, &to_port) != 4) {
+			fprintf(stderr, "packets: flow %d of %d: expected ADDRESS PORT ADDRESS PORT\n", number + 1, want.count);
+			exit(2);
+		}
+		endpoint_parse(&want.source, from_address);
+		endpoint_parse(&want.destination, to_address);
+		endpoint_set_port(&want.source, from_port);
+		endpoint_set_port(&want.destination, to_port);
+		put_frame(number, &want.source, &want.destination);
+	}
 }
 
 static int open_device(void)
@@ -212,16 +242,16 @@ static int ascending(const void *one, const void *other)
 
 static double median_ns(void)
 {
-	int fd = open_device(), batches = want.count / BATCH;
+	int fd = open_device(), a_round = want.count / BATCH, batches = a_round * want.rounds;
 	double *times = calloc(batches, sizeof(*times));
 
 	for (int i = 0; i < batches; i++) {
 		double start = now_ns();
 
 		if (want.socket)
-			send_datagrams(i * BATCH);
+			send_datagrams(i % a_round * BATCH);
 		else
-			send_frames(fd, i * BATCH);
+			send_frames(fd, i % a_round * BATCH);
 		times[i] = (now_ns() - start) / BATCH;
 	}
 	qsort(times, batches, sizeof(*times), ascending);
@@ -231,7 +261,8 @@ static double median_ns(void)
 static const struct option options[] = {
 	{ "device", 1, 0, 'd' }, { "gateway", 1, 0, 'g' }, { "source", 1, 0, 's' }, { "sources", 1, 0, 'S' },
 	{ "to", 1, 0, 't' }, { "destinations", 1, 0, 'D' }, { "count", 1, 0, 'c' }, { "tcp", 0, 0, 'T' },
-	{ "one-flow", 0, 0, 'o' }, { "cpu", 1, 0, 'C' }, { "socket", 0, 0, 'k' }, { 0 },
+	{ "one-flow", 0, 0, 'o' }, { "cpu", 1, 0, 'C' }, { "socket", 0, 0, 'k' },
+	{ "flows", 0, 0, 'f' }, { "rounds", 1, 0, 'r' }, { 0 },
 };
 
 static void set_option(int option)
@@ -247,10 +278,12 @@ static void set_option(int option)
 	case 'T': want.tcp = 1; break;
 	case 'o': want.one_flow = 1; break;
 	case 'k': want.socket = 1; break;
+	case 'f': want.flows = 1; break;
+	case 'r': want.rounds = atoi(optarg); break;
 	case 'C': want.cpu = atoi(optarg); break;
 	default:
 		fputs("packets --device NAME --gateway MAC --source ADDRESS [--sources N] --to ADDRESS [--destinations N]\n"
-		      "  [--count N] [--tcp | --socket] [--one-flow] [--cpu N]\n", stderr);
+		      "  [--count N] [--tcp | --socket] [--one-flow | --flows] [--rounds N] [--cpu N]\n", stderr);
 		exit(2);
 	}
 }
@@ -274,8 +307,10 @@ int main(int count, char **arguments)
 		stay_on(want.cpu);
 	frames = calloc(want.count, SLOT);
 	destinations = calloc(want.count, sizeof(*destinations));
-	for (int i = 0; i < want.count; i++)
-		put_frame(frames + (size_t)i * SLOT, i);
+	if (want.flows)
+		read_frames();
+	else
+		put_frames();
 	if (want.socket)
 		open_sockets();
 	printf("%.1f\n", median_ns());
