@@ -1,6 +1,6 @@
 """Writes the completions of bash, zsh and fish, as click makes them; they ask natctl itself what may come next.
 
-    python3 packaging/completions.py DIRECTORY
+python3 packaging/completions.py DIRECTORY
 """
 
 from __future__ import annotations
