@@ -11,7 +11,11 @@
     ├── NamespaceMissing                         exit 1   no such network namespace
     ├── Interrupted                              exit 1   ended half-way by its user; says how to go on
     ├── StateError                               exit 1   what natctl keeps on disk could not be read or written
+    ├── LeaseError                               exit 1   a tuple that could not be had, kept or used
+    │   ├── SliceExhausted                       exit 1   no port of the slice is free towards that destination
+    │   └── LeaseLost                            exit 1   somebody else has the tuple of a lease
     └── KernelError                              exit 1   an operation that the kernel refused
+        ├── ConnectFailed                        exit 1   a destination that refused, reset or did not answer
         ├── NftError                             exit 1   libnftables refused, crashed, hung or answered garbage
         ├── NetlinkError                         exit 1
         └── PermissionNeeded                     exit 4   names the capability
@@ -111,6 +115,18 @@ class StateError(NatctlError):
     """What natctl keeps on disk could not be read or written; the kernel is as it would be otherwise."""
 
 
+class LeaseError(NatctlError):
+    """A tuple of a slice could not be had, kept or used; nothing of the attempt is left."""
+
+
+class SliceExhausted(LeaseError):
+    """No port of the slice is free towards that destination."""
+
+
+class LeaseLost(LeaseError):
+    """Somebody else has the tuple of a lease, or its packets leave with another port."""
+
+
 class KernelError(NatctlError):
     """The kernel refused an operation with an errno."""
 
@@ -118,6 +134,10 @@ class KernelError(NatctlError):
         self.errno = errno
         self.detail = detail
         super().__init__(operation, detail)
+
+
+class ConnectFailed(KernelError):
+    """A destination refused a connection, reset it, or did not answer in time."""
 
 
 class NftError(KernelError):

@@ -14,9 +14,12 @@ from nat_rewriter import errors
 from nat_rewriter.cli import main
 from nat_rewriter.errors import (
     ConfigError,
+    ConnectFailed,
     DecodeError,
     Interrupted,
     KernelError,
+    LeaseError,
+    LeaseLost,
     LockHeld,
     NamespaceMissing,
     NatctlError,
@@ -24,6 +27,7 @@ from nat_rewriter.errors import (
     NftError,
     PermissionNeeded,
     Problem,
+    SliceExhausted,
     StateError,
     UnsupportedFeature,
     UsageError,
@@ -55,7 +59,20 @@ EXAMPLES: dict[NatctlError, tuple[int, str]] = {
         1,
         "write generations: no space left on device: '/x'",
     ),
+    LeaseError("resolve destination", "name or service not known", "x.example"): (
+        1,
+        "resolve destination: name or service not known: 'x.example'",
+    ),
+    SliceExhausted("acquire lease", "no port of slice ams-1 is free towards", "203.0.113.1:443"): (
+        1,
+        "acquire lease: no port of slice ams-1 is free towards: '203.0.113.1:443'",
+    ),
+    LeaseLost("connect", "another local socket has the tuple", "x"): (
+        1,
+        "connect: another local socket has the tuple: 'x'",
+    ),
     KernelError("bind socket", 98, "address already in use"): (1, "bind socket: address already in use"),
+    ConnectFailed("connect", 111, "connection refused"): (1, "connect: connection refused"),
     NftError("load ruleset", 2, "No such file or directory"): (1, "load ruleset: No such file or directory"),
     NetlinkError("dump flows", 4, "interrupted"): (1, "dump flows: interrupted"),
     PermissionNeeded("load ruleset", "CAP_NET_ADMIN"): (4, "load ruleset: not permitted: needs CAP_NET_ADMIN"),

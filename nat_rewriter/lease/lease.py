@@ -1,0 +1,174 @@
+"""One lease: a tuple that is held, connected with, and given back."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import select
+import socket
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from nat_rewriter.errors import ConnectFailed, LeaseError, LeaseLost, NatctlError
+from nat_rewriter.kernel.lease_entries import Way
+from nat_rewriter.kernel.placeholders import take_error
+from nat_rewriter.lease.strategies import Strategy
+from nat_rewriter.model.slices import Slice
+from nat_rewriter.model.tuples import FlowTuple
+
+if TYPE_CHECKING:
+    from nat_rewriter.lease.lessor import Lessor
+
+CONNECT_WITHIN_S = 10.0
+_CONNECT = "connect from lease"
+# What connect() says where another local socket has the tuple, or the port for itself.
+TAKEN = (errno.EADDRNOTAVAIL, errno.EADDRINUSE)
+
+
+class State(enum.Enum):
+    """Where a lease is in its life."""
+
+    HELD = "held"
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    RELEASED = "released"
+    LOST = "lost"
+
+
+class Lease:
+    """The right to a tuple until it is released; made by a :class:`Lessor`. A context manager. Thread-safe.
+
+    ``port`` is 0 as long as the strategy leaves the choice to the kernel, that is, until the socket connects.
+    """
+
+    def __init__(
+        self, lessor: Lessor, owned: Slice, way: Way, port: int, strategy: Strategy,
+        holder: socket.socket | None = None, *, pooled: bool = False,
+    ) -> None:  # fmt: skip
+        self.slice, self.way, self.port, self.strategy = owned, way, port, strategy
+        self.pooled = pooled  # its port came from the line of the slice, and goes back there
+        self.state = State.HELD
+        self.socket: socket.socket | None = None
+        self._lessor, self._holder = lessor, holder
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<Lease {self.tuple} {self.strategy.name} {self.state.value}>"
+
+    @property
+    def tuple(self) -> FlowTuple:
+        """The tuple as it is on the wire."""
+        return self.way.tuple(self.port)
+
+    @property
+    def lost(self) -> bool:
+        """Whether a NAT flow took the tuple after its entry had been deleted behind the lease's back."""
+        return self.state is State.LOST
+
+    def connect(self, timeout_s: float = CONNECT_WITHIN_S) -> socket.socket:
+        """Return a connected, blocking socket with the leased port. UDP: nothing is sent.
+
+        The lease keeps the socket and closes it when it is released; :meth:`detach` takes it out. On an error the
+        lease is over and nothing of it is left. Raises LeaseLost where another has the tuple, ConnectFailed where the
+        destination refuses, resets or does not answer in time.
+        """
+        sock = self.begin()
+        waiting = select.poll()
+        waiting.register(sock, select.POLLOUT)
+        try:
+            answered = bool(waiting.poll(max(0, round(timeout_s * 1000))))
+        except BaseException:
+            self._fail()
+            raise
+        return self.finish(None if answered else timeout_s)
+
+    def begin(self) -> socket.socket:
+        """Send the SYN and return the socket, non-blocking: for event loops; :meth:`finish` when it is writable."""
+        with self._lock:
+            if self.state is not State.HELD:
+                raise LeaseError(_CONNECT, f"the lease is {self.state.value}", self.tuple)
+            self.state = State.CONNECTING
+            holder, self._holder = self._holder, None
+        try:
+            self.socket = self._lessor.begin(self, holder)
+            return self.socket
+        except OSError as error:
+            self._fail()
+            raise self._refused(error.errno or errno.EIO) from None
+        except NatctlError:
+            self._fail()
+            raise
+
+    def finish(self, silent_for_s: float | None = None) -> socket.socket:
+        """Return the socket that :meth:`begin` began, connected and blocking; ``silent_for_s``: no answer came."""
+        with self._lock:
+            if self.state is not State.CONNECTING or self.socket is None:
+                raise LeaseError(_CONNECT, f"the lease is {self.state.value}", self.tuple)
+            sock = self.socket
+        try:
+            if silent_for_s is not None:
+                raise ConnectFailed(_CONNECT, errno.ETIMEDOUT, f"no answer within {silent_for_s:g} s: '{self.tuple}'")
+            if code := take_error(sock):
+                raise self._refused(code)
+            self._lessor.verify(self)
+        except NatctlError:
+            self._fail()
+            raise
+        sock.setblocking(True)
+        with self._lock:
+            self.state = State.CONNECTED
+        return sock
+
+    def detach(self) -> socket.socket:
+        """Return the connected socket and end the lease: the connection holds the tuple from now on."""
+        with self._lock:
+            if self.state is not State.CONNECTED or self.socket is None:
+                raise LeaseError("detach socket", f"the lease is {self.state.value}", self.tuple)
+            sock, self.socket = self.socket, None
+            self.state = State.RELEASED
+        self._lessor.take_back(self, State.CONNECTED)
+        return sock
+
+    def wire_port(self) -> int | None:
+        """Return the port that packets of the connection leave with, None where conntrack has seen none."""
+        return self._lessor.wire_port(self)
+
+    def release(self) -> None:
+        """Give the tuple back, and close the socket. A connection ends as TCP ends it. Twice is no error."""
+        self._end(State.RELEASED)
+
+    def lose(self) -> None:
+        """End the lease because somebody else has the tuple: called by the keeper."""
+        with self._lock:
+            if self.state is not State.HELD and self.way.protocol == "tcp":
+                return
+        self._end(State.LOST)
+
+    def _fail(self) -> None:
+        self._end(State.RELEASED)
+
+    def _end(self, state: State) -> None:
+        with self._lock:
+            before, self.state = self.state, self.state if self.state in (State.RELEASED, State.LOST) else state
+            if before is not self.state:
+                for sock in (self.socket, self._holder):
+                    if sock is not None:
+                        sock.close()
+                self.socket = self._holder = None
+        if before is not self.state:
+            self._lessor.take_back(self, before)
+
+    def _refused(self, code: int) -> NatctlError:
+        if code in TAKEN:
+            return LeaseLost(_CONNECT, "another local socket has the tuple", self.tuple)
+        return ConnectFailed(_CONNECT, code, f"{os.strerror(code).lower()}: '{self.tuple}'")

@@ -1,0 +1,319 @@
+"""Gives leases: knows the slices, the ports that are out, and what the kernel has to be asked for each strategy."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from nat_rewriter.errors import ConnectFailed, LeaseLost, PermissionNeeded, SliceExhausted, UsageError
+from nat_rewriter.kernel import placeholders
+from nat_rewriter.kernel.lease_entries import LeaseEntries, Way
+from nat_rewriter.lease.clamp import Clamp
+from nat_rewriter.lease.destinations import Destination, resolve
+from nat_rewriter.lease.holding import begin, begin_alone, passed_over, reserve, stand_for
+from nat_rewriter.lease.keeper import Keeper
+from nat_rewriter.lease.lease import CONNECT_WITHIN_S, Lease, State
+from nat_rewriter.lease.ports import PortPools
+from nat_rewriter.lease.strategies import AUTO, Strategy, find_strategy
+from nat_rewriter.model.policy import Coexist, Policy
+from nat_rewriter.model.slices import PortRange, Slice
+from nat_rewriter.model.tuples import endpoint_text
+
+TERM_S = 15
+SHORTEST_TERM_S = 2
+_REFUSED_TRIES = 8
+_ACQUIRE = "acquire lease"
+
+
+class Lessor:
+    """Gives leases of the slices of a policy, in the network namespace of the thread that calls. Thread-safe.
+
+    ``term_s``: how long at most a conntrack entry outlives a process that was killed. ``verify``: whether the port on
+    the wire is asked of conntrack after connecting, where the strategy does not keep NAT off; default: as far as
+    permitted. A context manager: closing it releases every lease.
+
+    ::
+
+        with Lessor(policy) as lessor, lessor.acquire("ams-1", ("192.0.2.1", 443)) as lease:
+            sock = lease.connect()
+    """
+
+    def __init__(self, policy: Policy, *, term_s: int = TERM_S, verify: bool = True) -> None:
+        if term_s < SHORTEST_TERM_S:
+            raise UsageError("make lessor", f"expected a term of at least {SHORTEST_TERM_S} seconds", term_s)
+        self._policy, self._term_s, self._verify = policy, term_s, verify
+        self._slices = {each.name: each for each in policy.slices}
+        self._lock = threading.Lock()
+        self._pools = PortPools()
+        self._out: dict[tuple[Way, int], Lease] = {}
+        self._entries: LeaseEntries | None = None
+        self._keeper: Keeper | None = None
+        self._clamp = Clamp()
+
+    def __enter__(self) -> Lessor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def mended(self) -> int:
+        """How many entries were made again, because they had gone while their lease was held."""
+        return self._keeper.mended if self._keeper else 0
+
+    def list_leases(self) -> list[Lease]:
+        """Return the leases that are out and have a port."""
+        with self._lock:
+            return list(self._out.values())
+
+    def close(self) -> None:
+        """Release all leases, and let go of the kernel."""
+        self.release_many(self.list_leases())
+        if self._keeper:
+            self._keeper.close()
+        if self._entries:
+            self._entries.close()
+        self._keeper = self._entries = None
+
+    def acquire(
+        self, slice_name: str, to: Destination, *, protocol: str = "tcp", strategy: str = AUTO, port: int | None = None
+    ) -> Lease:
+        """Return a lease of a port of a slice towards a destination, of a given port if one is named.
+
+        Raises UsageError for what the slice does not have, LeaseError for a name without an address, SliceExhausted,
+        PermissionNeeded, UnsupportedFeature. Nothing of a failed attempt is left.
+        """
+        owned, way, chosen = self.plan(slice_name, to, protocol, strategy)
+        if port is None:
+            return self._acquire(owned, way, chosen, 1)[0]
+        if not chosen.holds:
+            raise UsageError(
+                _ACQUIRE, f"the kernel picks the port under {chosen.name}, expected another strategy", port
+            )
+        if not any(port in ports for ports in self._ports_of(owned)):
+            raise UsageError(_ACQUIRE, f"expected a port of slice {owned.name} that is for sockets", port)
+        leases = self._hold(owned, way, chosen, [port])
+        if not leases:
+            raise LeaseLost(_ACQUIRE, "the tuple is taken", way.tuple(port))
+        return leases[0]
+
+    def acquire_many(
+        self, slice_name: str, to: Destination, count: int, *, protocol: str = "tcp", strategy: str = AUTO
+    ) -> list[Lease]:
+        """Return ``count`` leases towards one destination, all or none; requests to the kernel go out in bulk."""
+        if count < 1:
+            raise UsageError(_ACQUIRE, "expected a count of at least 1", count)
+        return self._acquire(*self.plan(slice_name, to, protocol, strategy), count)
+
+    def connect(
+        self, slice_name: str, to: Destination, *, protocol: str = "tcp", strategy: str = AUTO,
+        timeout_s: float = CONNECT_WITHIN_S,
+    ) -> Lease:  # fmt: skip
+        """Return a lease that is connected; a port whose tuple turns out to be taken is passed over."""
+        owned, way, chosen = self.plan(slice_name, to, protocol, strategy)
+        refused = 0
+        for _ in range(sum(map(len, self._ports_of(owned)))):
+            lease = self._acquire(owned, way, chosen, 1)[0]
+            try:
+                lease.connect(timeout_s)
+                return lease
+            except LeaseLost:
+                continue
+            except ConnectFailed:
+                # Under refuse, a claim of a NAT flow looks like a server that refuses.
+                refused += 1
+                claimed = self._policy.controller.coexist is Coexist.REFUSE and not chosen.against_nat
+                if not claimed or refused == _REFUSED_TRIES:
+                    raise
+        raise self._exhausted(owned, way)
+
+    def release_many(self, leases: Sequence[Lease]) -> None:
+        """Release leases."""
+        for lease in leases:
+            lease.release()
+
+    def plan(self, slice_name: str, to: Destination, protocol: str, strategy: str) -> tuple[Slice, Way, Strategy]:
+        """Return what a lease would be of: slice, way and strategy. A name is resolved, which may take seconds."""
+        owned = self.find_slice(slice_name, protocol)
+        chosen = find_strategy(
+            strategy, protocol, self._policy.controller.coexist, fast_open=placeholders.has_fast_open()
+        )
+        if not 0 < to[1] < 65536:
+            raise UsageError(_ACQUIRE, "expected a destination port from 1 to 65535", to[1])
+        return owned, Way(protocol, owned.address, resolve(to[0], owned.address.version), to[1]), chosen
+
+    def find_slice(self, name: str, protocol: str) -> Slice:
+        """Return a slice that has ports of that protocol for sockets. Raises UsageError."""
+        owned = self._slices.get(name)
+        if owned is None:
+            raise UsageError(_ACQUIRE, f"no slice of that name, expected one of {', '.join(self._slices)}", name)
+        has = [each.value for each in owned.protocols if each.value != "icmp"]
+        if protocol not in has:
+            raise UsageError(
+                _ACQUIRE, f"expected a protocol of slice {name}: {', '.join(has) or 'it has none'}", protocol
+            )
+        if not self._ports_of(owned):
+            raise UsageError(_ACQUIRE, 'the slice has no socket_ports, which coexist = "split" needs for sockets', name)
+        return owned
+
+    # What leases call.
+
+    def begin(self, lease: Lease, holder: socket.socket | None) -> socket.socket:
+        """Let a lease send its first packet; return its socket. OSError as connect() says it."""
+        if lease.strategy.entry and lease.way.protocol == "tcp" and self._keeper:
+            self._keeper.let_go(lease.way, [lease.port])  # from now on its packets say how long it lasts
+        if lease.strategy.holds:
+            return begin(lease.way, lease.port, lease.strategy.holder, holder)
+        sock = self._begin_anywhere(lease)
+        lease.port = sock.getsockname()[1]
+        with self._lock:
+            self._out[lease.way, lease.port] = lease
+        return sock
+
+    def verify(self, lease: Lease) -> None:
+        """Raise LeaseLost where the packets of a connection leave with another port than the leased one."""
+        if not any(lease.port in ports for ports in self._ports_of(lease.slice)):
+            raise LeaseLost("connect from lease", "the kernel took a port outside the slice", lease.tuple)
+        split = self._policy.controller.coexist is Coexist.SPLIT
+        if not self._verify or lease.strategy.against_nat or split or lease.way.protocol != "tcp":
+            return
+        with contextlib.suppress(PermissionNeeded):
+            wire = self.wire_port(lease)
+            if wire not in (None, lease.port):
+                raise LeaseLost("connect from lease", f"a NAT flow has it, packets left from port {wire}", lease.tuple)
+
+    def wire_port(self, lease: Lease) -> int | None:
+        """Return the port on the wire as conntrack has it, None where it has no entry of the connection."""
+        (entry,) = self._ask_entries().look(lease.way, [lease.port])
+        return entry.wire_port if entry else None
+
+    def take_back(self, lease: Lease, before: State) -> None:
+        """Clear away what a lease that is over had in the kernel, and put its port at the end of the line."""
+        way, port = lease.way, lease.port
+        with self._lock:
+            self._out.pop((way, port), None)
+        if lease.strategy.entry and self._keeper:
+            self._keeper.let_go(way, [port])
+        if port and not lease.lost:
+            self._clear(lease, before)
+        if lease.pooled:
+            self._pools.give_back(lease.slice.name, way, [port])
+
+    def _clear(self, lease: Lease, before: State) -> None:
+        """Delete the entry of a lease unless it is a connection's, whose end is conntrack's to time."""
+        if before is State.CONNECTED and lease.way.protocol == "tcp":
+            return
+        if before is State.HELD and not lease.strategy.entry:
+            return
+        with contextlib.suppress(PermissionNeeded):
+            entries = self._ask_entries()
+            (entry,) = entries.look(lease.way, [lease.port])
+            if entry is None or entry.standing:
+                return
+            if before is State.HELD and not lease.strategy.against_sockets and not entry.untouched:
+                return  # another socket's
+            entries.delete(lease.way, [lease.port])
+
+    # How ports are found and held.
+
+    def _acquire(self, owned: Slice, way: Way, strategy: Strategy, count: int) -> list[Lease]:
+        if not strategy.holds:
+            return [Lease(self, owned, way, 0, strategy) for _ in range(count)]
+        ranges = self._ports_of(owned)
+        tries = self._pools.available(owned.name, way, ranges)
+        leases: list[Lease] = []
+        try:
+            while len(leases) < count:
+                ports = self._pools.take(owned.name, way, ranges, min(count - len(leases), tries))
+                if not ports:
+                    raise self._exhausted(owned, way)
+                tries -= len(ports)
+                leases += self._hold_pooled(owned, way, strategy, ports)
+        except BaseException:
+            self.release_many(leases)
+            raise
+        return leases
+
+    def _hold_pooled(self, owned: Slice, way: Way, strategy: Strategy, ports: Sequence[int]) -> list[Lease]:
+        """Hold those of the ports that nobody has; the others go back to the end of the line."""
+        leases: list[Lease] = []
+        try:
+            leases = self._hold(owned, way, strategy, ports, pooled=True)
+        finally:
+            held = {lease.port for lease in leases}
+            self._pools.give_back(owned.name, way, [port for port in ports if port not in held])
+        return leases
+
+    def _hold(
+        self, owned: Slice, way: Way, strategy: Strategy, ports: Sequence[int], *, pooled: bool = False
+    ) -> list[Lease]:
+        """Hold those of the ports that nobody has."""
+        if not strategy.entry:
+            held = stand_for(way, strategy, ports)
+        else:
+            entries = self._ask_entries()
+            reserved = reserve(entries, way, ports, self._term_s)
+            held = {}
+            try:
+                held = stand_for(way, strategy, reserved)
+            finally:
+                entries.delete(way, [port for port in reserved if port not in held])
+            self._keep(way, list(held))
+        leases = [Lease(self, owned, way, port, strategy, holder, pooled=pooled) for port, holder in held.items()]
+        with self._lock:
+            self._out.update({(way, lease.port): lease for lease in leases})
+        return leases
+
+    def _begin_anywhere(self, lease: Lease) -> socket.socket:
+        """Connect from a port that the kernel picks in the slice, or by hand where it would not keep to it.
+
+        By hand also where it finds none: it passes over every port that some socket has bound by number, whatever the
+        destination (__inet_hash_connect() looks at fastreuse).
+        """
+        ranges = self._ports_of(lease.slice)
+        for ports in self._clamp.usable(ranges):
+            with passed_over():
+                return placeholders.begin_in_range(lease.way, ports)
+        return self._begin_by_hand(lease, ranges)
+
+    def _begin_by_hand(self, lease: Lease, ranges: tuple[PortRange, ...]) -> socket.socket:
+        name = f"{lease.slice.name}, by hand"
+        for _ in range(sum(map(len, ranges))):
+            ports = self._pools.take(name, lease.way, ranges, 1)
+            self._pools.give_back(name, lease.way, ports)
+            for port in ports:
+                with passed_over():
+                    return begin_alone(lease.way, port, exclusive=lease.way.protocol == "udp")
+        raise self._exhausted(lease.slice, lease.way)
+
+    def _ports_of(self, owned: Slice) -> tuple[PortRange, ...]:
+        return owned.socket_ranges if self._policy.controller.coexist is Coexist.SPLIT else owned.ranges
+
+    def _ask_entries(self) -> LeaseEntries:
+        with self._lock:
+            if self._entries is None:
+                self._entries = LeaseEntries()
+            return self._entries
+
+    def _keep(self, way: Way, ports: Sequence[int]) -> None:
+        entries = self._ask_entries()
+        with self._lock:
+            if self._keeper is None:
+                self._keeper = Keeper(entries, self._term_s, self._lose)
+            keeper = self._keeper
+        keeper.keep(way, ports)
+
+    def _lose(self, way: Way, port: int) -> None:
+        with self._lock:
+            lease = self._out.get((way, port))
+        if lease is not None:
+            lease.lose()
+
+    def _exhausted(self, owned: Slice, way: Way) -> SliceExhausted:
+        towards = endpoint_text(way.dst, way.dport)
+        return SliceExhausted(_ACQUIRE, f"no {way.protocol} port of slice {owned.name} is free towards", towards)
