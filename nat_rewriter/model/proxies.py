@@ -12,6 +12,10 @@ USUAL_CONNECTIONS = 10_000
 USUAL_IDLE_S = 3600
 USUAL_CONNECT_S = 10
 
+# What marks the packets that TPROXY hands to a proxy, and the routing table that makes them this host's own.
+TPROXY_MARK = 0x4E50
+TPROXY_TABLE = 20048
+
 
 class ProxyMode(enum.Enum):
     """How a connection comes, and says where it wants to go."""

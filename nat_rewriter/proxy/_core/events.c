@@ -6,7 +6,8 @@
 #define A_SECOND 100 /* events of one kind; the rest is counted only */
 
 static bool is_quiet(uint32_t outcome) {
-    return outcome == RELAY_FINISHED || outcome == RELAY_RESET || outcome == RELAY_CLIENT_LEFT;
+    return outcome == RELAY_FINISHED || outcome == RELAY_RESET || outcome == RELAY_CLIENT_LEFT ||
+           outcome == RELAY_ENDED;
 }
 
 static bool may_tell(struct worker *worker, uint32_t outcome) {

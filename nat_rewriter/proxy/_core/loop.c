@@ -112,6 +112,13 @@ static void run(struct worker *worker) {
     }
 }
 
+/* Every connection has a timer. */
+static void end_all(struct worker *worker) {
+    for (uint32_t slot = 0; slot < WHEEL_SLOTS; slot++)
+        while (worker->wheel[slot])
+            connection_close(worker, worker->wheel[slot], RELAY_ENDED, 0);
+}
+
 static bool set_up(struct worker *worker, const struct relay_settings *settings, const sigset_t *signals) {
     worker->settings = settings;
     worker->counters = settings->counters + settings->worker * settings->proxy_count;
@@ -164,6 +171,7 @@ static void worker_main(const struct relay_settings *settings, pid_t parent) {
     if (getppid() != parent || !worker || !set_up(worker, settings, &signals))
         _exit(1);
     run(worker);
+    end_all(worker);
     _exit(0);
 }
 

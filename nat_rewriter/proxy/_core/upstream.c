@@ -107,8 +107,8 @@ void upstream_search(struct worker *worker, struct connection *connection) {
     for (int tries = 0; tries < TRIES_A_TURN; tries++) {
         int64_t index = place ? ports_take(place, worker->now_ms) : -1;
         if (index < 0) {
-            next_address(worker, connection, connection->refused ? RELAY_REFUSED : RELAY_EXHAUSTED,
-                         place ? EADDRNOTAVAIL : ENOMEM);
+            memset(&connection->source, 0, sizeof connection->source);
+            next_address(worker, connection, connection->refused ? RELAY_REFUSED : RELAY_EXHAUSTED, 0);
             return;
         }
         connection->taken = place;
