@@ -13,6 +13,7 @@ from nat_rewriter.model.ruleset import Ruleset
 from nat_rewriter.model.slices import PortRange, Slice
 from nat_rewriter.render import ownership
 from nat_rewriter.render.parts import Parts
+from nat_rewriter.render.proxying import proxying_of
 from nat_rewriter.render.rewriting import Rewriting, dnat_elements, rewriting_of
 from nat_rewriter.render.spreading import spread_by_chance
 
@@ -142,7 +143,12 @@ def _fill(policy: Policy, families: Sequence[Family], elements: Mapping[str, Set
         templates()
         .get_template("table.nft.j2")
         .render(
-            policy=policy, parts=Parts.of(policy), families=families, elements=elements, guard_priority=GUARD_PRIORITY
+            policy=policy,
+            parts=Parts.of(policy),
+            families=families,
+            elements=elements,
+            guard_priority=GUARD_PRIORITY,
+            proxying=proxying_of(policy.proxies),
         )
     )
 
