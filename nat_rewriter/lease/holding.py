@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from nat_rewriter.kernel import placeholders
 from nat_rewriter.kernel.lease_entries import LeaseEntries, Way
-from nat_rewriter.lease.lease import TAKEN
+from nat_rewriter.lease.lease import TAKEN, connect_failed
 from nat_rewriter.lease.strategies import Holder, Strategy
 
 Held = dict[int, socket.socket | None]  # port -> the socket that stands for it, if any
@@ -42,23 +42,23 @@ def reserve(entries: LeaseEntries, way: Way, ports: Sequence[int], term_s: int) 
 
 
 def stand_for(way: Way, strategy: Strategy, ports: Sequence[int]) -> Held:
-    """Open the sockets that stand for leases; leave out ports whose tuple a local socket has."""
+    """Open the sockets that stand for leases; leave out ports whose tuple a local socket has.
+
+    Raises ConnectFailed where there is no way to the destination.
+    """
     held: Held = {}
     try:
         for port in ports:
             with passed_over():
                 held[port] = _holder(way, strategy, port)
-    except BaseException:
-        close_all(held)
+    except BaseException as error:
+        for sock in held.values():
+            if sock is not None:
+                sock.close()
+        if isinstance(error, OSError) and error.errno:
+            raise connect_failed(error.errno, way.tuple(port)) from None
         raise
     return held
-
-
-def close_all(held: Held) -> None:
-    """Close the sockets that stand for leases."""
-    for sock in held.values():
-        if sock is not None:
-            sock.close()
 
 
 def begin(way: Way, port: int, holder: Holder, standing: socket.socket | None) -> socket.socket:

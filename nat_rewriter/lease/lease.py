@@ -171,4 +171,9 @@ class Lease:
     def _refused(self, code: int) -> NatctlError:
         if code in TAKEN:
             return LeaseLost(_CONNECT, "another local socket has the tuple", self.tuple)
-        return ConnectFailed(_CONNECT, code, f"{os.strerror(code).lower()}: '{self.tuple}'")
+        return connect_failed(code, self.tuple)
+
+
+def connect_failed(code: int, wanted: FlowTuple) -> ConnectFailed:
+    """Return the error that a connection to a destination is that could not be had."""
+    return ConnectFailed(_CONNECT, code, f"{os.strerror(code).lower()}: '{wanted}'")

@@ -44,7 +44,7 @@ class Lessor:
     def __init__(self, policy: Policy, *, term_s: int = TERM_S, verify: bool = True) -> None:
         if term_s < SHORTEST_TERM_S:
             raise UsageError("make lessor", f"expected a term of at least {SHORTEST_TERM_S} seconds", term_s)
-        self._policy, self._term_s, self._verify = policy, term_s, verify
+        self.policy, self._term_s, self._verify = policy, term_s, verify
         self._slices = {each.name: each for each in policy.slices}
         self._lock = threading.Lock()
         self._pools = PortPools()
@@ -127,7 +127,7 @@ class Lessor:
             except ConnectFailed:
                 # Under refuse, a claim of a NAT flow looks like a server that refuses.
                 refused += 1
-                claimed = self._policy.controller.coexist is Coexist.REFUSE and not chosen.against_nat
+                claimed = self.policy.controller.coexist is Coexist.REFUSE and not chosen.against_nat
                 if not claimed or refused == _REFUSED_TRIES:
                     raise
         raise self._exhausted(owned, way)
@@ -141,7 +141,7 @@ class Lessor:
         """Return what a lease would be of: slice, way and strategy. A name is resolved, which may take seconds."""
         owned = self.find_slice(slice_name, protocol)
         chosen = find_strategy(
-            strategy, protocol, self._policy.controller.coexist, fast_open=placeholders.has_fast_open()
+            strategy, protocol, self.policy.controller.coexist, fast_open=placeholders.has_fast_open()
         )
         if not 0 < to[1] < 65536:
             raise UsageError(_ACQUIRE, "expected a destination port from 1 to 65535", to[1])
@@ -179,7 +179,7 @@ class Lessor:
         """Raise LeaseLost where the packets of a connection leave with another port than the leased one."""
         if not any(lease.port in ports for ports in self._ports_of(lease.slice)):
             raise LeaseLost("connect from lease", "the kernel took a port outside the slice", lease.tuple)
-        split = self._policy.controller.coexist is Coexist.SPLIT
+        split = self.policy.controller.coexist is Coexist.SPLIT
         if not self._verify or lease.strategy.against_nat or split or lease.way.protocol != "tcp":
             return
         with contextlib.suppress(PermissionNeeded):
@@ -292,7 +292,7 @@ class Lessor:
         raise self._exhausted(lease.slice, lease.way)
 
     def _ports_of(self, owned: Slice) -> tuple[PortRange, ...]:
-        return owned.socket_ranges if self._policy.controller.coexist is Coexist.SPLIT else owned.ranges
+        return owned.socket_ranges if self.policy.controller.coexist is Coexist.SPLIT else owned.ranges
 
     def _ask_entries(self) -> LeaseEntries:
         with self._lock:

@@ -1,0 +1,431 @@
+"""Leases in time: kept, mended, given back, ended with their process; and every way to fail, with nothing left."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from leasing import PORTS, SERVERS, SOFT, Desk, desk, forget_flows, newcomer, reset, works
+
+from bench.coexist.settings import apply, configuration
+from nat_rewriter.errors import ConnectFailed, LeaseError, LeaseLost, NatctlError, SliceExhausted, UsageError
+from nat_rewriter.lease import STRATEGIES, Lease, Lessor, State, aio
+from netns_lab import Lab
+from netns_lab.enter import missing_privilege
+
+ALL = list(STRATEGIES)
+TERM_S = 2
+SILENT = 999
+WITHIN_S = 20.0
+FAMILIES = pytest.mark.parametrize("family", [4, 6])
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Lab]:
+    """A lab with natctl applied, for all tests of this module: each has a destination of its own in it."""
+    if missing_privilege():
+        pytest.skip("needs to make network namespaces")
+    with Lab() as lab:
+        apply(lab, configuration(lab.slices))
+        yield lab
+
+
+@pytest.fixture
+def at(shared: Lab) -> Iterator[Desk]:
+    with desk(shared) as opened:
+        yield opened
+
+
+@pytest.fixture
+def brief(shared: Lab) -> Iterator[Desk]:
+    """A desk whose entries last two seconds if nobody renews them."""
+    with desk(shared, term_s=TERM_S) as opened:
+        yield opened
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {WITHIN_S:g} s: {what}"
+        time.sleep(0.05)
+
+
+def deafen(lab: Lab, port: int) -> None:
+    """Let the server's host answer nothing on a port."""
+    lab.server.nft(f"table inet deaf {{ chain c {{ type filter hook input priority 0; tcp dport {port} drop; }}; }}")
+
+
+def delete_entries(at: Desk) -> None:
+    forget_flows(at.lab)
+
+
+# Kept and mended.
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_held_lease_outlives_its_term(brief: Desk, protocol: str) -> None:
+    with brief.acquire("reservation", protocol=protocol) as lease:
+        time.sleep(2 * TERM_S)
+        assert brief.flow_of(lease) is not None
+        assert not lease.lost
+        assert works(lease.connect())
+    assert brief.lessor.mended == 0
+
+
+@FAMILIES
+@pytest.mark.parametrize("strategy", ["reservation", "complete"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_an_entry_that_is_gone_is_made_again(brief: Desk, family: int, strategy: str, protocol: str) -> None:
+    with brief.acquire(strategy, family, protocol) as lease:
+        delete_entries(brief)
+        assert brief.flow_of(lease) is None
+        wait_until(lambda: brief.flow_of(lease) is not None, "the entry is mended")
+        assert brief.lessor.mended == 1
+        assert works(lease.connect())
+
+
+def send_reset(lab: Lab, source: tuple[str, int], to: tuple[str, int]) -> None:
+    """Send a TCP reset out of the blue, from the server's host."""
+    header = struct.pack("!HHIIBBHHH", source[1], to[1], 12345, 0, 5 << 4, 0x04, 0, 0, 0)
+    pseudo = socket.inet_aton(source[0]) + socket.inet_aton(to[0]) + struct.pack("!BBH", 0, socket.IPPROTO_TCP, 20)
+    total = sum(struct.unpack("!16H", pseudo + header))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    with lab.server.open_socket(socket.SOCK_RAW, socket.AF_INET, socket.IPPROTO_TCP) as raw:
+        raw.bind((source[0], 0))
+        raw.sendto(header[:16] + struct.pack("!H", checksum) + header[18:], (to[0], 0))
+
+
+def test_a_stray_reset_does_not_end_a_reservation(at: Desk) -> None:
+    with at.acquire("reservation") as lease, at.lab.egress.capture("up0") as capture:
+        send_reset(at.lab, at.to(), (SOFT[4], lease.port))
+        assert capture.wait_for(lambda packet: packet.tuple == lease.tuple.reversed())
+        assert at.flow_of(lease) is not None
+        wire, _ = at.nat_flow(lease.port)
+        assert wire != lease.port
+
+
+def test_a_reset_that_ends_an_entry_another_socket_has_taken_over_is_mended(brief: Desk) -> None:
+    brief.servers["tcp"].close()
+    with brief.acquire("reservation") as lease:
+        assert newcomer(brief.lab, lease) == errno.ECONNREFUSED
+        assert brief.flow_of(lease) is None
+        wait_until(lambda: brief.flow_of(lease) is not None, "the entry is mended")
+
+
+def test_a_lease_whose_tuple_nat_has_taken_meanwhile_is_lost_and_says_so(brief: Desk) -> None:
+    with brief.acquire("complete", port=9003) as lease:
+        delete_entries(brief)
+        assert brief.nat_flow(9003)[0] == 9003
+        wait_until(lambda: lease.lost, "the loss is noticed")
+        with pytest.raises(LeaseError, match="the lease is lost"):
+            lease.connect()
+    assert brief.sockets() == []
+
+
+def test_a_connection_that_another_socket_took_over_a_reservation_for_is_left_to_it(brief: Desk) -> None:
+    lease = brief.acquire("reservation")
+    with brief.lab.egress.enter():
+        other = brief.lab.egress.tcp_connect(brief.to(), src=(str(lease.way.src), lease.port))
+    time.sleep(TERM_S)
+    lease.release()
+    flow = brief.flow_of(lease)
+    assert flow is not None
+    assert flow.timeout_s is not None
+    assert flow.timeout_s > 1000  # not cut short by the keeper
+    assert works(other)
+
+
+def test_a_udp_lease_keeps_its_entry_while_nothing_is_sent(brief: Desk) -> None:
+    with brief.acquire("complete", protocol="udp") as lease:
+        sock = lease.connect()
+        time.sleep(2 * TERM_S)
+        wire, _ = brief.nat_flow(lease.port, protocol="udp")
+        assert wire != lease.port
+        assert works(sock)
+
+
+# Given back.
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_nothing_is_left_of_a_lease_that_was_only_held(at: Desk, strategy: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with at.acquire(strategy):
+        pass
+    assert (at.entries(), at.sockets(), at.lessor.list_leases()) == ([], [], [])
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the lessor's netlink socket
+
+
+@pytest.mark.parametrize("strategy", ["reservation", "fast-open", "tcp-repair", "complete"])
+def test_ports_are_used_in_turn_and_come_back_at_once(at: Desk, strategy: str) -> None:
+    ports = []
+    for _ in range(30):
+        with at.acquire(strategy) as lease:
+            assert works(lease.connect())
+            ports.append(lease.port)
+    assert sorted(ports[:10]) == list(PORTS)
+    assert ports[:10] * 3 == ports
+
+
+def test_a_port_whose_connection_stands_is_passed_over(at: Desk) -> None:
+    kept = at.connect("complete").detach()
+    for _ in range(9):
+        at.connect("complete")
+    with pytest.raises(SliceExhausted):
+        at.acquire("complete")
+    assert works(kept)
+    kept.close()
+
+
+def test_a_detached_socket_is_the_callers(at: Desk) -> None:
+    with at.connect("complete") as lease:
+        sock = lease.detach()
+    assert works(sock)
+    with pytest.raises(LeaseError, match="the lease is released"):
+        lease.detach()
+    sock.close()
+
+
+def test_releasing_twice_and_connecting_afterwards(at: Desk) -> None:
+    lease = at.acquire("complete")
+    lease.release()
+    lease.release()
+    with pytest.raises(LeaseError, match="connect from lease: the lease is released"):
+        lease.connect()
+
+
+def test_two_lessors_never_have_the_same_tuple(at: Desk, shared: Lab) -> None:
+    for strategy in ("reservation", "complete", "fast-open", "tcp-repair"):
+        with desk(shared) as other:
+            ours = at.lessor.acquire_many("ams-1", at.to(), 5, strategy=strategy)
+            theirs = other.lessor.acquire_many("ams-1", at.to(), 5, strategy=strategy)
+            assert sorted(lease.port for lease in [*ours, *theirs]) == list(PORTS)
+            with pytest.raises(SliceExhausted):
+                at.acquire(strategy)
+            with pytest.raises(LeaseLost, match="the tuple is taken"):
+                at.acquire(strategy, port=theirs[0].port)
+            at.lessor.release_many(ours)
+
+
+def test_threads_share_a_lessor(at: Desk) -> None:
+    wrong: list[object] = []
+
+    def work() -> None:
+        with at.lab.egress.enter():
+            for _ in range(25):
+                try:
+                    with at.connect("complete") as lease:
+                        if lease.socket is None or not works(lease.socket):
+                            wrong.append(lease)
+                except NatctlError as error:
+                    wrong.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert wrong == []
+    assert at.lessor.list_leases() == []
+
+
+# Failing.
+
+
+@FAMILIES
+@pytest.mark.parametrize("strategy", ALL)
+def test_nothing_is_left_where_the_server_refuses(at: Desk, family: int, strategy: str) -> None:
+    at.servers["tcp"].close()
+    for _ in range(3):
+        with pytest.raises(ConnectFailed, match="connect from lease: connection refused: 'tcp "):
+            at.acquire(strategy, family).connect()
+    assert (at.entries(), at.sockets(), at.lessor.list_leases()) == ([], [], [])
+
+
+@FAMILIES
+@pytest.mark.parametrize("strategy", ALL)
+def test_nothing_is_left_where_the_server_is_silent(at: Desk, family: int, strategy: str) -> None:
+    at.lab.server.nft(
+        f"table inet deaf {{ chain c {{ type filter hook input priority 0; tcp dport {at.port} drop; }}; }}"
+    )
+    try:
+        with pytest.raises(ConnectFailed, match=r"no answer within 0\.2 s: 'tcp ") as caught:
+            at.acquire(strategy, family).connect(0.2)
+    finally:
+        at.lab.server.nft("delete table inet deaf")
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert (at.entries(), at.sockets(), at.lessor.list_leases()) == ([], [], [])
+
+
+@pytest.mark.parametrize("strategy", ALL)
+def test_a_reset_after_the_connection_stood_is_the_callers_to_see(at: Desk, strategy: str) -> None:
+    at.servers["tcp"].close()
+    with at.lab.server.open_socket(socket.SOCK_STREAM) as listener:
+        listener.bind(at.to())
+        listener.listen()
+        with at.acquire(strategy) as lease:
+            sock = lease.connect()
+            reset(listener.accept()[0])
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+    left = [line for line in at.entries() if " CLOSE " not in line]
+    assert (left, at.sockets()) == ([], [])
+
+
+def test_without_a_route_nothing_is_left(at: Desk) -> None:
+    at.lab.egress.run(["ip", "route", "add", "unreachable", "203.0.113.77"])
+    for strategy in ALL:
+        with pytest.raises(ConnectFailed, match="no route to host: 'tcp "):
+            at.lessor.acquire("ams-1", ("203.0.113.77", 443), strategy=strategy).connect()
+    assert at.lessor.list_leases() == []
+    assert at.lab.egress.run(["conntrack", "-L", "-d", "203.0.113.77"]).stdout == ""
+
+
+def test_words_that_fit_no_slice(at: Desk) -> None:
+    wrong: list[tuple[dict[str, object], str]] = [
+        ({"slice_name": "fra-1"}, "no slice of that name, expected one of ams-1, ams-2: 'fra-1'"),
+        ({"protocol": "sctp"}, "expected a protocol of slice ams-1: tcp, udp: 'sctp'"),
+        ({"strategy": "magic"}, "choose strategy: expected one of auto, reservation, tcp-repair, "),
+        ({"to": (SERVERS[6], 443)}, "expected an IPv4 address as the slice has one"),
+        ({"to": (SERVERS[4], 0)}, "expected a destination port from 1 to 65535"),
+        ({"port": 8999}, "expected a port of slice ams-1 that is for sockets: '8999'"),
+        ({"port": 9000, "strategy": "port-range"}, "the kernel picks the port under port-range"),
+    ]
+    for words, message in wrong:
+        options = {"slice_name": "ams-1", "to": at.to()} | words
+        with pytest.raises(UsageError, match=message):
+            at.lessor.acquire(**options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="expected a count of at least 1"):
+        at.lessor.acquire_many("ams-1", at.to(), 0)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "", "a" * 300, "\udcff"])
+def test_a_name_without_an_address(at: Desk, host: str) -> None:
+    with pytest.raises(LeaseError, match="resolve destination: "):
+        at.lessor.acquire("ams-1", (host, 443))
+
+
+def test_an_address_that_is_not_on_the_host(at: Desk) -> None:
+    at.lab.egress.run(["ip", "address", "del", f"{SOFT[4]}/32", "dev", "lo"])
+    try:
+        for strategy in ("fast-open", "port-range", "complete"):
+            with pytest.raises(NatctlError, match="the address is not one of this host"):
+                at.acquire(strategy).connect()
+    finally:
+        at.lab.egress.run(["ip", "address", "add", f"{SOFT[4]}/32", "dev", "lo"])
+    assert at.entries() == []
+
+
+# In an event loop.
+
+
+def test_leases_in_an_event_loop(at: Desk) -> None:
+    async def talk(strategy: str) -> bytes:
+        async with aio.leased(at.lessor, "ams-1", at.to(), strategy=strategy) as lease:
+            reader, writer = await asyncio.open_connection(sock=await aio.connect(lease))
+            writer.write(b"natctl")
+            answer = await reader.readexactly(6)
+            writer.close()
+            return answer
+
+    async def talk_all() -> list[bytes]:
+        return await asyncio.gather(*(talk(strategy) for strategy in ALL))
+
+    assert asyncio.run(talk_all()) == [b"natctl"] * len(ALL)
+    assert at.lessor.list_leases() == []
+
+
+def test_a_silent_server_a_refusal_and_a_cancelled_task_in_an_event_loop(at: Desk) -> None:
+    async def attempt(host: str, port: int, timeout_s: float = 0.2) -> str:
+        async with aio.leased(at.lessor, "ams-1", (host, port), strategy="complete") as lease:
+            try:
+                await aio.connect(lease, timeout_s)
+            except ConnectFailed as error:
+                return error.detail
+        return ""
+
+    async def attempts() -> tuple[str, str, bool, str]:
+        refused = await attempt(SERVERS[4], 1)
+        silent = await attempt(SERVERS[4], SILENT)
+        task = asyncio.create_task(attempt(SERVERS[4], SILENT, 60))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.wait([task])
+        with pytest.raises(LeaseError) as caught:
+            await aio.acquire(at.lessor, "ams-1", ("no-such-host.invalid", 443))
+        return refused, silent, task.cancelled(), caught.value.operation
+
+    deafen(at.lab, SILENT)
+    refused, silent, cancelled, unresolved = asyncio.run(attempts())
+    at.lab.server.nft("delete table inet deaf")
+    assert refused.startswith("connection refused")
+    assert silent.startswith("no answer within 0.2 s")
+    assert cancelled
+    assert unresolved == "resolve destination"
+    assert at.lessor.list_leases() == []
+
+
+# The end of the process.
+
+HOLDER = """
+import sys, time
+from ipaddress import ip_address
+from nat_rewriter.config import read_policy
+from nat_rewriter.lease import Lessor
+lessor = Lessor(read_policy(sys.stdin.buffer.read(), "test"), term_s=2)
+leases = [lessor.acquire_many("ams-1", (sys.argv[1], int(sys.argv[2])), 4, strategy=name) for name in sys.argv[3:]]
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def start_holder(at: Desk, *strategies: str) -> subprocess.Popen[str]:
+    process = at.lab.egress.popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), at.to()[0], str(at.port), *strategies], stdin=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(configuration(at.lab.slices))
+    process.stdin.close()
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_left_of_a_holder_that_was_killed(at: Desk, end: signal.Signals) -> None:
+    holder = start_holder(at, "reservation", "complete")
+    assert len(at.entries()) == 8
+    assert len(at.sockets()) == 4
+    time.sleep(2 * TERM_S)
+    assert len(at.entries()) == 8
+    holder.send_signal(end)
+    holder.wait(WITHIN_S)
+    wait_until(lambda: at.entries() == [], "the entries end")
+    assert at.sockets() == []
+    assert len(at.lessor.acquire_many("ams-1", at.to(), 10)) == 10
+
+
+def test_the_states_of_a_lease(at: Desk) -> None:
+    lease: Lease = at.acquire("complete")
+    states = [lease.state]
+    lease.connect()
+    states.append(lease.state)
+    lease.release()
+    assert [*states, lease.state] == [State.HELD, State.CONNECTED, State.RELEASED]
+
+
+def test_a_term_that_is_too_short(at: Desk) -> None:
+    with pytest.raises(UsageError, match="expected a term of at least 2 seconds"):
+        Lessor(at.lessor.policy, term_s=1)
