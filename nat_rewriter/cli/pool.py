@@ -66,7 +66,7 @@ def init(env: Env, store: PoolStore) -> int:
 
     Where slices are held, new terms that would take them away are refused, and nothing changes.
     """
-    pools = env.policy().pools
+    pools = list(env.policy().pools)
     if not pools:
         raise UsageError("enter pools", "there is no [[pool]] in the configuration", env.config_path)
     for each in pools:

@@ -47,18 +47,16 @@ def check_document(document: Document, file: str) -> Policy:
     settings = root.table("controller")
     controller = _read_controller(settings) if settings else Controller()
     slices = read_slices(root, controller.coexist if settings and settings.sound("coexist") else None)
-    snat = read_snat(root, slices)
+    owned = tuple(each for each in slices.values() if each)
+    pools, store = read_pools(root, owned), read_store(root)
+    snat = read_snat(root, slices, pools)
     dnat = read_dnat(root, slices)
     route = read_route(root, slices)
     proxies = tuple(read_proxies(root, slices, controller.coexist))
-    owned = tuple(each for each in slices.values() if each)
-    pools, store = read_pools(root, owned), read_store(root)
     root.refuse_unknown()
     if report.problems:
         raise ConfigError(report.problems)
-    return Policy(
-        controller, owned, tuple(snat), tuple(dnat), pools=tuple(pools), store=store, route=route, proxies=proxies
-    )
+    return Policy(controller, owned, tuple(snat), tuple(dnat), pools=pools, store=store, route=route, proxies=proxies)
 
 
 def _read_controller(section: Section) -> Controller:

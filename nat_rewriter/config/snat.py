@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from nat_rewriter.config import values
 from nat_rewriter.config.section import Section, refuse_repeated_names, suggestion
 from nat_rewriter.config.slices import SlicesByName
 from nat_rewriter.model.policy import Network, SnatRule, Spread, Timestamps
+from nat_rewriter.model.pools import Pool
 from nat_rewriter.model.slices import Slice
 
 MATCHES = ("iifname", "oifname", "source", "destination", "mark")
 LAST_MARK = 2**32 - 1
 
 
-def read_snat(root: Section, slices: SlicesByName) -> list[SnatRule]:
-    """Return the sound SNAT rules of a file, in its order."""
-    read = [_read_rule(section, slices) for section in root.tables("snat")]
+def read_snat(root: Section, slices: SlicesByName, pools: Iterable[Pool] = ()) -> list[SnatRule]:
+    """Return the sound SNAT rules of a file, in its order.
+
+    A rule over pools has those of the file's slices that are of them; while there is none, it rewrites nothing.
+    """
+    by_name = {pool.name: pool for pool in pools}
+    read = [_read_rule(section, slices, by_name) for section in root.tables("snat")]
     refuse_repeated_names((section, name) for section, name, _ in read)
-    return [rule for _, _, rule in read if rule]
+    return [rule for _, _, rule in read if rule and rule.slices]
 
 
-def _read_rule(section: Section, slices: SlicesByName) -> tuple[Section, str | None, SnatRule | None]:
+def _read_rule(
+    section: Section, slices: SlicesByName, pools: Mapping[str, Pool]
+) -> tuple[Section, str | None, SnatRule | None]:
     name = section.required("name", values.name)
-    chosen = _read_slices(section, slices)
+    chosen = (*_read_slices(section, slices), *_read_pools(section, slices, pools))
     rule = SnatRule(
         name=name or "",
         slices=chosen,
@@ -46,7 +53,7 @@ def _read_rule(section: Section, slices: SlicesByName) -> tuple[Section, str | N
 def _read_slices(section: Section, slices: SlicesByName) -> tuple[Slice, ...]:
     """Return the slices of the rule; none at all when one of them is unknown or faulty."""
     names = section.distinct("slices", values.text)
-    if not section.has("slices"):
+    if not section.has("slices") and not section.has("pools"):
         section.refuse("slices", 'the names of one or more slices, e.g. ["ams-1"]')
     for index, name in names.items():
         if name not in slices:
@@ -54,6 +61,15 @@ def _read_slices(section: Section, slices: SlicesByName) -> tuple[Slice, ...]:
     found = [slices.get(name) for name in names.values()]
     sound = section.sound("slices") and all(found)
     return tuple(owned for owned in found if owned) if sound else ()
+
+
+def _read_pools(section: Section, slices: SlicesByName, pools: Mapping[str, Pool]) -> Iterator[Slice]:
+    """Yield the slices that the file has by holding blocks of the rule's pools."""
+    for index, name in section.distinct("pools", values.text).items():
+        if name not in pools:
+            section.refuse("pools", f"the name of a [[pool]]{suggestion(name, pools)}", index)
+        else:
+            yield from (owned for owned in slices.values() if owned and pools[name].gave(owned))
 
 
 def _read_networks(section: Section, key: str, slices: Iterable[Slice] = ()) -> tuple[Network, ...]:

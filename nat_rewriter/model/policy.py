@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
-from nat_rewriter.model.pools import DEFAULT_STORE, Pool, StoreAddress
+from nat_rewriter.model.pools import DEFAULT_STORE, Demand, Pool, StoreAddress
 from nat_rewriter.model.proxies import Proxy
 from nat_rewriter.model.route import Route
 from nat_rewriter.model.slices import Address, PortRange, Slice
@@ -123,6 +124,6 @@ class Policy:
     dnat: tuple[DnatRule, ...] = ()
     draining: tuple[Slice, ...] = ()
     route: Route | None = None
-    pools: tuple[Pool, ...] = ()
+    pools: Mapping[Pool, Demand] = field(default_factory=dict)
     store: StoreAddress = DEFAULT_STORE
     proxies: tuple[Proxy, ...] = ()

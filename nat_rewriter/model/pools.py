@@ -55,6 +55,11 @@ class Pool:
         for first in range(self.ports.first, self.ports.last, self.slice_size):
             yield Block(address, first, self.slice_size)
 
+    def gave(self, owned: Slice) -> bool:
+        """Tell whether a slice is one that a host has by holding a block of this pool."""
+        (ports, *others) = owned.ranges
+        return not others and len(ports) == self.slice_size and Block(owned.address, ports.first, len(ports)) in self
+
     def __contains__(self, block: object) -> bool:
         return (
             isinstance(block, Block)
@@ -68,6 +73,21 @@ class Pool:
         """Return the slice that a host has by holding a block; its name tells pool, address and first port."""
         address = str(block.address).replace(":", "_")
         return Slice(f"{self.name}.{address}.{block.first}", block.address, (block.ports,), self.protocols)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How `natctl agent` follows the use of a pool's slices on this host.
+
+    ``least``: slices to have, whatever their use. The marks are shares of a slice's ports that are used to its busiest
+    destination: with each slice above the high one a further slice is taken; with each below the low one the least used
+    is given back, its flows having ``drain_s`` to end.
+    """
+
+    least: int = 1
+    high_water: float = 0.8
+    low_water: float = 0.3
+    drain_s: int = 60
 
 
 @dataclass(frozen=True, slots=True)
