@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from nat_rewriter.controller.settling import is_unsettling, lasting, settle, settled_protocols, unsettle
 from nat_rewriter.errors import NftError
 from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft import KernelNft, Nft
@@ -74,7 +75,7 @@ def read_change(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> C
         listing = tried_out.result()
     recorded = None
     if is_rebuilt(listing, live):
-        recorded = {**(live.elements if live else {}), **claims(policy)}
+        recorded = {**(lasting(live.elements) if live else {}), **claims(policy)}
     return Change(wanted, listing, live, plan(wanted, listing, live, recorded))
 
 
@@ -92,12 +93,14 @@ def apply(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> Change:
 def run_change(change: Change, policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> None:
     """Check, run and read back what :func:`read_change` found; the caller has held the table's lock since."""
     nft.check(change.transaction)
+    settled = _settled_throughout(change, nft)
     nft.run(change.transaction)
     if change.transaction:
         _verify(change, nft)
     if change.action in ("create", "rebuild"):
         # Flows that began between the look at conntrack and the new table: their claims died with the old one.
         nft.run(plan_records(change.wanted, claims(policy)))
+    settle(policy, nft, settled)
 
 
 def remove(table: str, nft: Nft) -> bool:
@@ -130,6 +133,14 @@ def drift_lines(change: Change) -> Iterator[str]:
 def element_line(key: str, value: str) -> str:
     """Return an element of a set or map as nft writes it."""
     return f"{key} : {value}" if value else key
+
+
+def _settled_throughout(change: Change, nft: Nft) -> Collection[str]:
+    """Return the protocols whose established flows pass the guard without a look, before a change and after it."""
+    if change.action in ("create", "rebuild") or is_unsettling(change.sets):
+        unsettle(change.live, nft)
+        return ()
+    return settled_protocols(change.live)
 
 
 def _verify(change: Change, nft: Nft) -> None:

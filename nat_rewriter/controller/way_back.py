@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nat_rewriter.controller.intent import Change, read_claims
+from nat_rewriter.controller.settling import lasting, unsettle
 from nat_rewriter.errors import NatctlError, NftError
 from nat_rewriter.kernel.nft import Nft
 from nat_rewriter.kernel.nft_listing import dynamic_sets
@@ -14,6 +15,7 @@ from nat_rewriter.model.ruleset import Elements, LiveTable, Ruleset
 from nat_rewriter.model.transaction import Transaction
 from nat_rewriter.plan import plan, plan_removal
 from nat_rewriter.render import render
+from nat_rewriter.render.table import SETTLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,14 @@ def find_way_back(change: Change, policy: Policy, previous: Callable[[], Policy 
 
 
 def go_back(way: WayBack, nft: Nft) -> bool:
-    """Make the table what it was, in one transaction; tell whether it was anything else. The caller holds its lock."""
+    """Make the table what it was, in one transaction; tell whether it was anything else. The caller holds its lock.
+
+    The guard looks at every packet from then on, until an apply settles it.
+    """
     live = nft.read(way.table)
     transaction = _transaction(way, live, read_claims(way.policy) if way.policy else {})
+    if transaction:
+        unsettle(live, nft)
     nft.run(transaction)
     if transaction and _transaction(way, nft.read(way.table), {}):
         raise NftError("read back ruleset", 0, "the kernel holds something else than was sent: see natctl diff")
@@ -68,7 +75,8 @@ def _way_to_skeleton(live: LiveTable, known: Policy | None, nft: Nft) -> WayBack
 
 
 def _way_to(live: LiveTable, skeleton: str, policy: Policy | None) -> WayBack:
-    before = Ruleset(live.table, skeleton, live.elements, frozenset(dynamic_sets(live.listing)))
+    dynamic = frozenset(dynamic_sets(live.listing)) | {SETTLED}
+    before = Ruleset(live.table, skeleton, live.elements, dynamic)
     return WayBack(live.table, before, live.listing, policy)
 
 
@@ -77,5 +85,5 @@ def _transaction(way: WayBack, live: LiveTable | None, claims: Elements) -> Tran
         return plan_removal(live)
     elements, dynamic = way.before.elements, way.before.dynamic
     fixed = {name: {} if name in dynamic else held for name, held in elements.items()}
-    recorded = {**elements, **(live.elements if live else {}), **claims}
+    recorded = lasting({**elements, **(live.elements if live else {}), **claims})
     return plan(Ruleset(way.table, way.before.skeleton, fixed, dynamic), way.listing, live, recorded)

@@ -15,6 +15,7 @@ class Parts:
     """
 
     guard: bool
+    guard_drops: bool
     confine: bool
     refuse: bool
     spill: bool
@@ -28,6 +29,7 @@ class Parts:
         coexist = controller.coexist
         return cls(
             guard=controller.guard is not Guard.OFF,
+            guard_drops=controller.guard is Guard.DROP,
             # Behind refuse and split too: where a claim is missing, a port is moved inside its slice and never leaks.
             confine=coexist is not Coexist.OFF,
             refuse=coexist is Coexist.REFUSE,
@@ -42,6 +44,14 @@ class Parts:
     def claims(self) -> bool:
         """Whether the tuples of rewritten flows are recorded."""
         return self.refuse or self.spill
+
+    @property
+    def settles(self) -> bool:
+        """Whether the guard lets established flows pass once none is left that it would drop.
+
+        A guard that only counts lets flows begin outside the slices, so it has to count all their packets.
+        """
+        return self.guard_drops
 
     @property
     def soft(self) -> bool:

@@ -12,6 +12,7 @@ from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.ruleset import Ruleset
 from nat_rewriter.model.slices import PortRange, Slice
 from nat_rewriter.render import ownership
+from nat_rewriter.render.blocks import Blocks, block_elements, blocks_of
 from nat_rewriter.render.parts import Parts
 from nat_rewriter.render.proxying import proxying_of
 from nat_rewriter.render.rewriting import Rewriting, dnat_elements, rewriting_of
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 # After every source NAT, so that the guard sees packets as they leave (NF_IP_PRI_NAT_SRC is 100, LAST is maximal).
 GUARD_PRIORITY = 300
+
+# The transport protocols of which no flow is known that leaves a soft-unicast address outside its slices.
+SETTLED = "settled"
 
 SetElements = Mapping[str, str]
 
@@ -53,6 +57,11 @@ class Family:
         return f"ipv{self.number}_addr"
 
     @property
+    def blocks(self) -> tuple[Blocks, ...]:
+        """The sets of port blocks."""
+        return blocks_of(self.number)
+
+    @property
     def spills(self) -> dict[str, str]:
         """The chains by which a port moves to another range of its slice, and what each does."""
         return {
@@ -74,7 +83,7 @@ def render(policy: Policy) -> Ruleset:
         table=policy.controller.table,
         skeleton=_fill(policy, families, {}),
         elements=_elements(policy, families),
-        dynamic=frozenset(f"{name}{family.number}" for name in ("strays", "claims") for family in families),
+        dynamic=frozenset(f"{name}{family.number}" for name in ("strays", "claims") for family in families) | {SETTLED},
     )
 
 
@@ -101,9 +110,12 @@ def _families(policy: Policy) -> list[Family]:
 
 
 def _elements(policy: Policy, families: Sequence[Family]) -> dict[str, SetElements]:
-    found: dict[str, SetElements] = {}
+    parts = Parts.of(policy)
+    found: dict[str, SetElements] = {SETTLED: {}} if parts.settles else {}
     for family in families:
         found |= {f"{name}{family.number}": elements for name, elements in _named_elements(policy, family)}
+        if parts.guard:
+            found |= block_elements(family.slices, family.number)
         for maps in (family.rewriting.client_maps, family.rewriting.address_maps, family.rewriting.source_sets):
             found |= maps
     return found

@@ -1,0 +1,79 @@
+"""Settling the guard: established flows pass it without a look once conntrack shows none that it would drop.
+
+The set ``settled`` says for which protocols that is so. It is emptied before every change that may make a flow a
+stray, and filled after it, so that natctl killed in between leaves a guard that looks at every packet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from nat_rewriter.errors import NatctlError
+from nat_rewriter.kernel.nft import Nft
+from nat_rewriter.model.policy import Policy
+from nat_rewriter.model.ruleset import Elements, LiveTable
+from nat_rewriter.model.slices import Slice
+from nat_rewriter.model.transaction import AddElements, DeleteElements, Transaction
+from nat_rewriter.plan import SetChange
+from nat_rewriter.render.parts import Parts
+from nat_rewriter.render.table import SETTLED
+
+PROTOCOLS: Mapping[str, int] = {"tcp": 6, "udp": 17}
+
+
+def lasting(elements: Elements) -> Elements:
+    """Return elements without what is true only of the table that they were read from."""
+    return {name: held for name, held in elements.items() if name != SETTLED}
+
+
+def settled_protocols(live: LiveTable | None) -> Collection[str]:
+    """Return the protocols whose established flows pass the guard of a table without a look."""
+    return live.elements.get(SETTLED, {}) if live else ()
+
+
+def is_unsettling(changes: Iterable[SetChange]) -> bool:
+    """Tell whether flows that the guard let pass may be strays after a change of elements."""
+    for change in changes:
+        if change.set.startswith("soft") and change.added:
+            return True
+        if change.set.startswith(("owned", "blocks")) and change.removed:
+            return True
+    return False
+
+
+def unsettle(live: LiveTable | None, nft: Nft) -> None:
+    """Let the guard of a table look at every packet."""
+    if live and (settled := settled_protocols(live)):
+        nft.run(Transaction((DeleteElements(live.table, SETTLED, tuple(settled)),)))
+
+
+def settle(policy: Policy, nft: Nft, settled: Collection[str] = ()) -> None:
+    """Let established flows pass the guard without a look, of those protocols that have no stray.
+
+    ``settled`` are those that do so already. Where conntrack cannot be asked, the guard goes on to look.
+    """
+    asked = [name for name in PROTOCOLS if name not in settled]
+    if not asked or not Parts.of(policy).settles or not policy.slices:
+        return
+    try:
+        strays = stray_protocols(policy.slices)
+    except NatctlError:
+        return
+    if found := [name for name in asked if PROTOCOLS[name] not in strays]:
+        nft.run(Transaction((AddElements(policy.controller.table, SETTLED, dict.fromkeys(found, "")),)))
+
+
+def stray_protocols(slices: Sequence[Slice]) -> set[int]:
+    """Return the protocols, by number, of flows that leave a soft-unicast address of the slices outside of these.
+
+    Raises NetlinkError, PermissionNeeded.
+    """
+    from nat_rewriter.detect.ownership import NOBODY, SliceIndex
+    from nat_rewriter.kernel.conntrack import dump
+
+    flows, index = dump(), SliceIndex(slices)
+    # Where a flow's own packets come from once they have been rewritten: where its answers go.
+    soft = index.find_addresses(flows["reply_dst"], flows["family"])
+    flows, soft = flows[soft != NOBODY], soft[soft != NOBODY]
+    outside = index.owners(soft, flows["protocol"], flows["reply_dport"]) == NOBODY
+    return set(flows["protocol"][outside].tolist())
