@@ -14,13 +14,14 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, NamedTuple, Protocol, Self
 
 from nat_rewriter.errors import NftError, PermissionNeeded, UnsupportedFeature
-from nat_rewriter.kernel import nft_listing
+from nat_rewriter.kernel import nft_dumps, nft_listing
 from nat_rewriter.listing import ordered_listing
 from nat_rewriter.model.ruleset import LiveTable
 from nat_rewriter.model.transaction import CreateTable, Transaction
@@ -29,6 +30,10 @@ from nat_rewriter.render.transaction import transaction_text
 WORKER = Path(__file__).with_name("nft_worker.py")
 NO_NAMESPACE = 77  # the worker's exit status: see nft_worker.py
 ANSWER_WITHIN_S = 120.0
+# What nft_worker.py reads and writes: options and length; code, and lengths of output and error.
+_REQUEST, _ANSWER = struct.Struct("<II"), struct.Struct("<iII")
+_OPTIONS = {"json": 1, "stateless": 2, "terse": 4, "check": 8}
+_RAW = 16
 
 
 class Nft(Protocol):
@@ -47,6 +52,13 @@ class Nft(Protocol):
         """Return how this kernel and nft list a skeleton."""
 
 
+class _Tried(NamedTuple):
+    """A skeleton that was tried out: how nft lists it, and how the kernel holds it."""
+
+    text: str
+    skeleton: object
+
+
 class KernelNft:
     """nftables of the network namespace in which the calling thread is when the object is made.
 
@@ -58,7 +70,8 @@ class KernelNft:
     def __init__(self, answer_within_s: float = ANSWER_WITHIN_S, holding: Sequence[int] = ()) -> None:
         self._worker = Worker(["--end-with", str(os.getpid())] if holding else [], answer_within_s, holding)
         self._answer_within_s = answer_within_s
-        self._listings: dict[str, str] = {}
+        self._trying = threading.Lock()  # a skeleton may be tried out while the table is read
+        self._tried: dict[str, _Tried] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -81,34 +94,47 @@ class KernelNft:
             self._ask("load ruleset", text=transaction_text(transaction))
 
     def read(self, table: str) -> LiveTable | None:
-        """Return the table as the kernel has it, None where there is none."""
-        command = f"list table inet {table}"
-        answer = self._worker.ask(text=command, stateless=True, terse=True)
-        if answer["code"] != 0 and "No such file or directory" in answer["error"]:
+        """Return the table as the kernel has it, None where there is none.
+
+        The kernel itself is asked, and its answer taken for what nft would list where that is certain: a skeleton equal
+        to one that was tried out, elements of known types. nft lists the rest.
+        """
+        dumped = nft_dumps.read_table(self._worker.ask_kernel, table)
+        if dumped is None:
             return None
-        _raise_for("list ruleset", answer)
-        # Stateless would leave out the time an element has left, which a rebuilt table needs.
-        elements = self._ask("list ruleset", text=command, json=True)
-        ranges = nft_listing.range_maps(answer["output"])
-        return LiveTable(table, ordered_listing(answer["output"]), nft_listing.elements_of(_parsed(elements), ranges))
+        with self._trying:
+            listing = next((tried.text for tried in self._tried.values() if tried.skeleton == dumped.skeleton), None)
+        listing = listing or self._skeleton_text(table)
+        elements = dumped.elements if dumped.elements is not None else self._elements_by_nft(table, listing)
+        return LiveTable(table, listing, elements)
 
     def listing_of(self, table: str, skeleton: str) -> str:
         """Return how this kernel and nft list a skeleton, tried out in a network namespace that ends at once.
 
         Raises UnsupportedFeature where no such namespace may be made.
         """
-        if skeleton not in self._listings:
-            self._listings[skeleton] = self._try_out(table, skeleton)
-        return self._listings[skeleton]
+        with self._trying:
+            if skeleton not in self._tried:
+                self._tried[skeleton] = self._try_out(table, skeleton)
+            return self._tried[skeleton].text
 
-    def _try_out(self, table: str, skeleton: str) -> str:
+    def _skeleton_text(self, table: str) -> str:
+        return ordered_listing(self._ask("list ruleset", f"list table inet {table}", stateless=True, terse=True))
+
+    def _elements_by_nft(self, table: str, listing: str) -> dict[str, dict[str, str]]:
+        # Stateless would leave out the time an element has left, which a rebuilt table needs.
+        found = _parsed(self._ask("list ruleset", f"list table inet {table}", json=True))
+        return nft_listing.elements_of(found, nft_listing.range_maps(listing))
+
+    def _try_out(self, table: str, skeleton: str) -> _Tried:
         scratch = Worker(["--scratch"], self._answer_within_s)
         try:
             made = scratch.ask(text=transaction_text(Transaction((CreateTable(table, skeleton),))))
             _raise_for("check ruleset", made)
             listed = scratch.ask(text=f"list table inet {table}", stateless=True, terse=True)
             _raise_for("list ruleset", listed)
-            return ordered_listing(listed["output"])
+            dumped = nft_dumps.read_table(scratch.ask_kernel, table)
+            return _Tried(ordered_listing(listed["output"]), dumped.skeleton if dumped else None)
         finally:
             scratch.close()
 
@@ -124,8 +150,8 @@ class KernelNft:
         """Return what a list command answers, object by object."""
         return [dict(one) for one in _parsed(self._ask("list ruleset", text=command, json=True))]
 
-    def _ask(self, operation: str, **request: object) -> str:
-        answer = self._worker.ask(**request)
+    def _ask(self, operation: str, text: str, **options: bool) -> str:
+        answer = self._worker.ask(text=text, **options)
         _raise_for(operation, answer)
         return str(answer["output"])
 
@@ -147,17 +173,29 @@ class Worker:
         """End the process."""
         _end(self._process)
 
-    def ask(self, **request: object) -> dict[str, Any]:
-        """Send a request and return its answer: code, output and error."""
-        message = json.dumps(request).encode()
+    def ask(self, *, text: str, **options: bool) -> dict[str, Any]:
+        """Send a command with options (json, stateless, terse, check) and return its answer: code, output and error."""
+        chosen = sum(_OPTIONS[name] for name, wanted in options.items() if wanted)
+        code, output, error = self._exchange(chosen, text.encode())
+        try:
+            return {"code": code, "output": output.decode(), "error": error.decode()}
+        except UnicodeDecodeError:
+            raise self._failed("crashed or answered garbage") from None
+
+    def ask_kernel(self, questions: Sequence[bytes]) -> bytes:
+        """Send netlink messages to nf_tables, in the network namespace of the process, and return their answers."""
+        return self._exchange(_RAW, b"".join(questions))[1]
+
+    def _exchange(self, options: int, content: bytes) -> tuple[int, bytes, bytes]:
         try:
             stream = _stream(self._process.stdin)
-            stream.write(struct.pack("<I", len(message)) + message)
+            stream.write(_REQUEST.pack(options, len(content)) + content)
             stream.flush()
-            (size,) = struct.unpack("<I", self._receive(4))
-            return _checked(json.loads(self._receive(size)))
         except (BrokenPipeError, ValueError):
             raise self._failed("crashed or answered garbage") from None
+        code, *lengths = _ANSWER.unpack(self._receive(_ANSWER.size))
+        output, error = (self._receive(length) for length in lengths)
+        return code, output, error
 
     def _receive(self, size: int) -> bytes:
         parts: list[bytes] = []
@@ -182,12 +220,6 @@ class Worker:
             needs = "CAP_SYS_ADMIN, or user namespaces that any user may make"
             return UnsupportedFeature("compare rulesets in a network namespace", needs, "neither")
         return _worker_error(self._process.returncode, how, told)
-
-
-def _checked(answer: object) -> dict[str, Any]:
-    if not isinstance(answer, dict) or not {"code", "output", "error"} <= answer.keys():
-        raise ValueError("an answer without its fields")
-    return answer
 
 
 def _worker_error(status: int, how: str, told: str) -> Exception:

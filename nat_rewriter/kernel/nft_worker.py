@@ -1,23 +1,31 @@
 """The process in which libnftables runs, started as a script by :mod:`nat_rewriter.kernel.nft`.
 
-It reads requests and writes answers, each a 4-byte length and JSON, until its standard input ends. It stands alone: it
-imports nothing of natctl, so that it starts at once, and a crash in the library takes nothing else along.
+It reads requests and writes answers until its standard input ends: a header, and the bytes whose lengths it gives. A
+request is a command of nft with options, or questions to the kernel (RAW). The process stands alone: it imports nothing
+of natctl, so that it starts at once, and a crash in the library takes nothing else along.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import nftables
 
+REQUEST = struct.Struct("<II")  # options, length of the text
+ANSWER = struct.Struct("<iII")  # code, lengths of output and error
+JSON, STATELESS, TERSE, CHECK, RAW = 1, 2, 4, 8, 16
+NETLINK_NETFILTER, NLMSG_ERROR, NLMSG_DONE = 12, 2, 3
+HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+KERNEL_ANSWERS_WITHIN_S = 30
+RECEIVE_BYTES = 1 << 17  # more than netlink_dump() ever puts into a datagram
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 SCRATCH = "--scratch"  # work in a network namespace that no one else is in, and that ends with the process
@@ -38,27 +46,56 @@ class Library(nftables.Nftables):  # type: ignore[misc]
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer requests until there are no more."""
-    while head := requests.read(4):
-        request = json.loads(requests.read(struct.unpack("<I", head)[0]))
-        answer = json.dumps(run(request)).encode()
-        answers.write(struct.pack("<I", len(answer)) + answer)
+    while head := requests.read(REQUEST.size):
+        options, length = REQUEST.unpack(head)
+        content = requests.read(length)
+        code, output, error = ask_kernel(content) if options & RAW else run(content, options)
+        answers.write(ANSWER.pack(code, len(output), len(error)))
+        answers.write(output)
+        answers.write(error)
         answers.flush()
 
 
-def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Run one request: its ``text``, with the output options it names.
+def run(text: bytes, options: int) -> tuple[int, bytes, bytes]:
+    """Run one command and return its code, output and error.
 
     Each has a library context of its own: what one has only checked stays in its cache, and would be in the way of
     the same elements when they are loaded.
     """
     library = Library()
     widen_send_buffers()
-    library.set_json_output(request.get("json", False))
-    library.set_stateless_output(request.get("stateless", False))
-    library.set_terse_output(request.get("terse", False))
-    library.set_dry_run(request.get("check", False))
-    code, output, error = library.cmd(request["text"])
-    return {"code": code, "output": output, "error": error}
+    library.set_json_output(bool(options & JSON))
+    library.set_stateless_output(bool(options & STATELESS))
+    library.set_terse_output(bool(options & TERSE))
+    library.set_dry_run(bool(options & CHECK))
+    code, output, error = library.cmd(text.decode())
+    return code, output.encode(), error.encode()
+
+
+def ask_kernel(questions: bytes) -> tuple[int, bytes, bytes]:
+    """Send netlink messages to nf_tables one by one and return all that they are answered, up to the end of each.
+
+    Each has to ask for an end: NLM_F_ACK or NLM_F_DUMP.
+    """
+    parts: list[bytes] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as asked:
+        asked.settimeout(KERNEL_ANSWERS_WITHIN_S)
+        for question in messages(questions):
+            asked.send(question)
+            ended = False
+            while not ended:
+                parts.append(asked.recv(RECEIVE_BYTES))
+                ended = any(HEADER.unpack_from(one)[1] in (NLMSG_ERROR, NLMSG_DONE) for one in messages(parts[-1]))
+    return 0, b"".join(parts), b""
+
+
+def messages(content: bytes) -> Iterator[memoryview]:
+    """Yield the netlink messages in some bytes."""
+    rest = memoryview(content)
+    while rest:
+        length = max(HEADER.unpack_from(rest)[0], HEADER.size)
+        yield rest[:length]
+        rest = rest[(length + 3) & ~3 :]
 
 
 def leave_network() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from nat_rewriter.config import read_policy
 from nat_rewriter.controller import intent
-from nat_rewriter.errors import NftError, UnsupportedFeature
+from nat_rewriter.errors import DecodeError, NftError, UnsupportedFeature
 from nat_rewriter.kernel import nft as nft_module
 from nat_rewriter.kernel.nft import KernelNft
 from nat_rewriter.model.policy import Policy
@@ -187,21 +187,20 @@ def test_garbage_is_an_error_of_its_own(program: str, tmp_path: Path, monkeypatc
         broken.read("natctl")
 
 
-@pytest.mark.parametrize("output", ["", "{}", "[]", '{"nftables": 3}', "<html>"])
+@pytest.mark.parametrize("output", [b"", b"{}", b"<html>, and more of it", b"\xff" * 40, b"\x10" + bytes(15)])
 def test_a_listing_that_is_none_is_an_error_of_its_own(
-    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    output: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = tmp_path / "worker.py"
     worker.write_text(
-        "import json, struct, sys\n"
-        "while head := sys.stdin.buffer.read(4):\n"
-        "    sys.stdin.buffer.read(struct.unpack('<I', head)[0])\n"
-        f"    answer = json.dumps({{'code': 0, 'error': '', 'output': {output!r}}}).encode()\n"
-        "    sys.stdout.buffer.write(struct.pack('<I', len(answer)) + answer)\n"
+        "import struct, sys\n"
+        "while head := sys.stdin.buffer.read(8):\n"
+        "    sys.stdin.buffer.read(struct.unpack('<II', head)[1])\n"
+        f"    sys.stdout.buffer.write(struct.pack('<iII', 0, {len(output)}, 0) + {output!r})\n"
         "    sys.stdout.flush()\n"
     )
     monkeypatch.setattr(nft_module, "WORKER", worker)
-    with KernelNft() as broken, pytest.raises(NftError, match="list ruleset: nft answered what is no listing"):
+    with KernelNft() as broken, pytest.raises(DecodeError, match=r"^list ruleset: "):
         broken.read("natctl")
 
 

@@ -14,7 +14,10 @@ from cffi import FFI
 HERE = Path(__file__).parent
 SOURCES = (
     "decode.c", "flows.c", "filter.c", "sockets.c", "receive.c", "pump.c", "slices.c", "uses.c", "sieve.c", "index.c",
+    "elements.c",
 )  # fmt: skip
+
+DECLARED = ("core.h", "elements.h")  # what Python is given
 
 # Headers and the integer constants that kernel/ takes from them.
 HEADERS = (
@@ -55,13 +58,13 @@ def declarations(header: str) -> str:
 
 
 ffibuilder = FFI()
-ffibuilder.cdef(declarations((HERE / "core.h").read_text(encoding="utf-8")))
+ffibuilder.cdef(declarations("".join((HERE / name).read_text(encoding="utf-8") for name in DECLARED)))
 ffibuilder.set_source(
     "nat_rewriter.kernel._core._native",
-    "".join(f"#include <{name}>\n" for name in HEADERS) + '#include "core.h"\n',
+    "".join([*(f"#include <{name}>\n" for name in HEADERS), *(f'#include "{name}"\n' for name in DECLARED)]),
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
-    depends=[str(HERE / name) for name in ("core.h", "decode.h", "siphash.h", "slices.h", "table.h", "uses.h")],
+    depends=[str(HERE / name) for name in (*DECLARED, "decode.h", "siphash.h", "slices.h", "table.h", "uses.h")],
     extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-fno-strict-aliasing", "-pthread"],
     extra_link_args=["-pthread"],
     py_limited_api=True,
