@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from nat_rewriter.errors import NatctlError
@@ -41,13 +41,22 @@ _FLAGS_AT, _SEQUENCE_AT = 6, 8  # struct nlmsghdr
 _DOING = "reserve ports"
 
 
-class Way(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Way:
     """All of a tuple but its source port: from a soft-unicast address to one port of a destination."""
 
     protocol: str
     src: Address
     dst: Address
     dport: int
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Addresses take microseconds to hash, and every lease is looked up by its way many times.
+        object.__setattr__(self, "_hash", hash((self.protocol, self.src, self.dst, self.dport)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def tuple(self, sport: int) -> FlowTuple:
         """Return the tuple with a source port."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 from ipaddress import ip_address
 from typing import Any
@@ -23,6 +24,7 @@ def parse_destination(text: str) -> tuple[str, int]:
     return host[1:-1] if bracketed else host, number
 
 
+@functools.lru_cache(maxsize=1024)
 def literal_address(host: str | Address, version: int) -> Address | None:
     """Return an address that is given as one, None for a name. Raises UsageError for one of the other IP version."""
     try:

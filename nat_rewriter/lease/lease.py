@@ -136,7 +136,7 @@ class Lease:
                 raise LeaseError("detach socket", f"the lease is {self.state.value}", self.tuple)
             sock, self.socket = self.socket, None
             self.state = State.RELEASED
-        self._lessor.take_back(self, State.CONNECTED)
+        self._lessor.take_back([(self, State.CONNECTED)])
         return sock
 
     def wire_port(self) -> int | None:
@@ -154,19 +154,29 @@ class Lease:
                 return
         self._end(State.LOST)
 
+    def close(self, state: State = State.RELEASED) -> State | None:
+        """Close what the lease has open; return the state before, None where it was over already.
+
+        Who calls this has the lessor take the lease back.
+        """
+        with self._lock:
+            before = self.state
+            if before in (State.RELEASED, State.LOST):
+                return None
+            self.state = state
+            for sock in (self.socket, self._holder):
+                if sock is not None:
+                    sock.close()
+            self.socket = self._holder = None
+        return before
+
     def _fail(self) -> None:
         self._end(State.RELEASED)
 
     def _end(self, state: State) -> None:
-        with self._lock:
-            before, self.state = self.state, self.state if self.state in (State.RELEASED, State.LOST) else state
-            if before is not self.state:
-                for sock in (self.socket, self._holder):
-                    if sock is not None:
-                        sock.close()
-                self.socket = self._holder = None
-        if before is not self.state:
-            self._lessor.take_back(self, before)
+        before = self.close(state)
+        if before is not None:
+            self._lessor.take_back([(self, before)])
 
     def _refused(self, code: int) -> NatctlError:
         if code in TAKEN:

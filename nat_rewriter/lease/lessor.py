@@ -10,12 +10,12 @@ from types import TracebackType
 
 from nat_rewriter.errors import ConnectFailed, LeaseLost, PermissionNeeded, SliceExhausted, UsageError
 from nat_rewriter.kernel import placeholders
-from nat_rewriter.kernel.lease_entries import LeaseEntries, Way
-from nat_rewriter.lease.clamp import Clamp
+from nat_rewriter.kernel.lease_entries import Entry, LeaseEntries, Way
 from nat_rewriter.lease.destinations import Destination, resolve
 from nat_rewriter.lease.holding import begin, begin_alone, passed_over, reserve, stand_for
 from nat_rewriter.lease.keeper import Keeper
 from nat_rewriter.lease.lease import CONNECT_WITHIN_S, Lease, State
+from nat_rewriter.lease.limits import Limits
 from nat_rewriter.lease.ports import PortPools
 from nat_rewriter.lease.strategies import AUTO, Strategy, find_strategy
 from nat_rewriter.model.policy import Coexist, Policy
@@ -26,6 +26,7 @@ TERM_S = 15
 SHORTEST_TERM_S = 2
 _REFUSED_TRIES = 8
 _ACQUIRE = "acquire lease"
+Ended = tuple[Lease, State]  # a lease that is over, and what it was before
 
 
 class Lessor:
@@ -51,7 +52,7 @@ class Lessor:
         self._out: dict[tuple[Way, int], Lease] = {}
         self._entries: LeaseEntries | None = None
         self._keeper: Keeper | None = None
-        self._clamp = Clamp()
+        self._limits = Limits()
 
     def __enter__(self) -> Lessor:
         return self
@@ -133,16 +134,15 @@ class Lessor:
         raise self._exhausted(owned, way)
 
     def release_many(self, leases: Sequence[Lease]) -> None:
-        """Release leases."""
-        for lease in leases:
-            lease.release()
+        """Release leases; requests to the kernel go out in bulk."""
+        ended = [(lease, before) for lease in leases if (before := lease.close()) is not None]
+        if ended:
+            self.take_back(ended)
 
     def plan(self, slice_name: str, to: Destination, protocol: str, strategy: str) -> tuple[Slice, Way, Strategy]:
         """Return what a lease would be of: slice, way and strategy. A name is resolved, which may take seconds."""
         owned = self.find_slice(slice_name, protocol)
-        chosen = find_strategy(
-            strategy, protocol, self.policy.controller.coexist, fast_open=placeholders.has_fast_open()
-        )
+        chosen = find_strategy(strategy, protocol, self.policy.controller.coexist, fast_open=self._limits.fast_open)
         if not 0 < to[1] < 65536:
             raise UsageError(_ACQUIRE, "expected a destination port from 1 to 65535", to[1])
         return owned, Way(protocol, owned.address, resolve(to[0], owned.address.version), to[1]), chosen
@@ -192,32 +192,27 @@ class Lessor:
         (entry,) = self._ask_entries().look(lease.way, [lease.port])
         return entry.wire_port if entry else None
 
-    def take_back(self, lease: Lease, before: State) -> None:
-        """Clear away what a lease that is over had in the kernel, and put its port at the end of the line."""
-        way, port = lease.way, lease.port
+    def take_back(self, ended: Sequence[Ended]) -> None:
+        """Clear away what leases that are over had in the kernel, and put their ports at the end of the line."""
         with self._lock:
-            self._out.pop((way, port), None)
-        if lease.strategy.entry and self._keeper:
-            self._keeper.let_go(way, [port])
-        if port and not lease.lost:
-            self._clear(lease, before)
-        if lease.pooled:
-            self._pools.give_back(lease.slice.name, way, [port])
+            for lease, _ in ended:
+                self._out.pop((lease.way, lease.port), None)
+        for way in dict.fromkeys(lease.way for lease, _ in ended):
+            some = [one for one in ended if one[0].way == way]
+            if self._keeper:
+                self._keeper.let_go(way, [lease.port for lease, _ in some if lease.strategy.entry])
+            self._clear(way, [one for one in some if _may_have_entry(*one)])
+            for lease, _ in some:
+                if lease.pooled:
+                    self._pools.give_back(lease.slice.name, way, [lease.port])
 
-    def _clear(self, lease: Lease, before: State) -> None:
-        """Delete the entry of a lease unless it is a connection's, whose end is conntrack's to time."""
-        if before is State.CONNECTED and lease.way.protocol == "tcp":
-            return
-        if before is State.HELD and not lease.strategy.entry:
-            return
+    def _clear(self, way: Way, ended: Sequence[Ended]) -> None:
+        """Delete entries that stand for nothing any more; when a connection's ends is for conntrack to say."""
         with contextlib.suppress(PermissionNeeded):
             entries = self._ask_entries()
-            (entry,) = entries.look(lease.way, [lease.port])
-            if entry is None or entry.standing:
-                return
-            if before is State.HELD and not lease.strategy.against_sockets and not entry.untouched:
-                return  # another socket's
-            entries.delete(lease.way, [lease.port])
+            found = entries.look(way, [lease.port for lease, _ in ended])
+            vain = [one[0].port for one, entry in zip(ended, found, strict=True) if entry and _is_vain(*one, entry)]
+            entries.delete(way, vain)
 
     # How ports are found and held.
 
@@ -262,7 +257,8 @@ class Lessor:
             try:
                 held = stand_for(way, strategy, reserved)
             finally:
-                entries.delete(way, [port for port in reserved if port not in held])
+                if len(held) < len(reserved):
+                    entries.delete(way, [port for port in reserved if port not in held])
             self._keep(way, list(held))
         leases = [Lease(self, owned, way, port, strategy, holder, pooled=pooled) for port, holder in held.items()]
         with self._lock:
@@ -276,7 +272,7 @@ class Lessor:
         destination (__inet_hash_connect() looks at fastreuse).
         """
         ranges = self._ports_of(lease.slice)
-        for ports in self._clamp.usable(ranges):
+        for ports in self._limits.usable(ranges):
             with passed_over():
                 return placeholders.begin_in_range(lease.way, ports)
         return self._begin_by_hand(lease, ranges)
@@ -317,3 +313,16 @@ class Lessor:
     def _exhausted(self, owned: Slice, way: Way) -> SliceExhausted:
         towards = endpoint_text(way.dst, way.dport)
         return SliceExhausted(_ACQUIRE, f"no {way.protocol} port of slice {owned.name} is free towards", towards)
+
+
+def _may_have_entry(lease: Lease, before: State) -> bool:
+    """Tell whether a lease that is over may have left an entry that nobody needs."""
+    if lease.lost or not lease.port or (before is State.CONNECTED and lease.way.protocol == "tcp"):
+        return False
+    return before is not State.HELD or lease.strategy.entry
+
+
+def _is_vain(lease: Lease, before: State, entry: Entry) -> bool:
+    """Tell whether an entry stands for nothing: for no connection, of this lease or of who took it over."""
+    shared = before is State.HELD and not lease.strategy.against_sockets
+    return not entry.standing and (entry.untouched or not shared)
