@@ -124,19 +124,24 @@ class UseCount:
 
     def uses(self, chosen: Rows) -> list[Use]:
         """Return the chosen rows of the columns as objects, busiest first."""
-        made = [self._use(row, chance) for row, chance in zip(chosen, self._chances(chosen), strict=True)]
-        return sorted(made, key=lambda use: use.used, reverse=True)
+        return self._made(chosen, self._chances(chosen))
 
     def beyond(self, share: float) -> list[Use]:
         """Return those with at least that share of the ports in use that are used or findable."""
         near = np.flatnonzero(self.used >= least_use(share) * self.capacities)
         used, free = self.used[near], self.capacities[near] - self.used[near]
-        return self.uses(near[used >= share * (used + free * self._chances(near))])
+        chances = self._chances(near)
+        beyond = used >= share * (used + free * chances)
+        return self._made(near[beyond], chances[beyond])
 
     def busiest(self) -> list[Use]:
         """Return for each slice in use the one with the most ports."""
         order = np.lexsort((-self.used, self.slices))
         return self.uses(order[first_of_equals(self.slices[order])])
+
+    def _made(self, chosen: Rows, chances: Rows) -> list[Use]:
+        made = [self._use(row, chance) for row, chance in zip(chosen, chances, strict=True)]
+        return sorted(made, key=lambda use: use.used, reverse=True)
 
     def _use(self, row: int, chance: float) -> Use:
         one: Any = self._records[row]
@@ -147,6 +152,8 @@ class UseCount:
 
     def _chances(self, chosen: Rows) -> Rows:
         """Return for each of the chosen rows the probability that a new flow finds a port."""
+        if not len(chosen):  # to look for their ports is to look through all there are
+            return np.empty(0)
         places, ports = self._counted.ports(self._records[chosen])
         return PortSearch(self._index.slices).chances(self.slices[chosen], places, ports)
 
