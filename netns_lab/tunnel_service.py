@@ -78,11 +78,12 @@ class Flow:
         """Begin, and greet; return why that failed, or nothing."""
         if self.number == 6:
             answer = self._ask(_SYN, b"", timeout_s, lambda one: one.flags & (_SYN | _RST))
+            self.sent = (self.sent + 1) % _MODULO
             if answer is None:
                 return "timed out"
             if answer.flags & _RST:
                 return "reset"
-            self.sent, self.received = (self.sent + 1) % _MODULO, (answer.sequence + 1) % _MODULO
+            self.received = (answer.sequence + 1) % _MODULO
             self._send(_ACK)
         return self.talk(timeout_s)
 

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 
 from nat_rewriter.controller.observation import read_host_settings
+from nat_rewriter.controller.routing_checks import check_route
 from nat_rewriter.detect import HostSettings, Observation, SliceIndex
 from nat_rewriter.detect.host import find_ephemeral_overlap
 from nat_rewriter.detect.sockets import find_foreign_bind
@@ -42,6 +43,8 @@ def check_policy(policy: Policy) -> Iterator[Check]:
     yield from check_addresses(policy.slices)
     if policy.controller.coexist is Coexist.SPLIT:
         yield check_foreign_binds(policy)
+    if policy.route is not None:
+        yield from check_route(policy)
 
 
 def verdict(checks: Iterable[Check]) -> Weight | None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from nat_rewriter.controller.gathering import Gathering
+from nat_rewriter.controller.handed_on import without_handed_on
 from nat_rewriter.detect import DETECTORS, HostSettings, Observation, SliceIndex, find_findings
 from nat_rewriter.detect.questions import ask_again, ask_for_holders, each_once, with_flows, without_flows
 from nat_rewriter.kernel.conntrack import find_flows
@@ -45,7 +46,7 @@ def look_once(
     if any(is_unsteady(finding) for finding in found):
         time.sleep(_SECOND_LOOK_AFTER_S)
         found = confirmed(found, find_findings(_observe_again(first, found), kinds))
-    return name_processes(found)
+    return name_processes(without_handed_on(found, policy.controller.table))
 
 
 def observe(

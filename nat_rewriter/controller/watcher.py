@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from nat_rewriter.controller.drift_poll import DriftPoll
+from nat_rewriter.controller.handed_on import without_handed_on
 from nat_rewriter.controller.observation import (
     ALL_KINDS,
     PRESSURE,
@@ -227,7 +228,7 @@ class Watcher:
             whole = add_holders(replace(whole, sockets=sockets), self._sieve.zones())
         if needs & Needs.HOST:
             whole = replace(whole, host=read_host_settings())
-        found = find_findings(whole, self._kinds)
+        found = without_handed_on(find_findings(whole, self._kinds), self._policy.controller.table)
         changes += self._settle(found)
         self._loss = None
         self._note_status(whole)

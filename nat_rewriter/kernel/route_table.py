@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from ipaddress import ip_address
+from typing import Any, NamedTuple
 
 from nat_rewriter.errors import NftError
 from nat_rewriter.kernel.nft import KernelNft
 from nat_rewriter.kernel.nft_listing import elements_of
+from nat_rewriter.model.slices import Address, PortRange
 
 TABLE_FAMILIES = ("netdev", "inet")
 _TUPLES = ("tuples4", "tuples6")
+# As nft lists the rules of route_ingress.nft.j2. A device that is gone is listed by the number it had.
+_PORTS = re.compile(r"^\t\tip6? daddr \. meta l4proto \. th dport \{ (.+) \} jump replies([46])$", re.MULTILINE)
+_HANDING = re.compile(r"@tuples([46]) .* fwd ip6? to .* device \"[^\"]+\"$", re.MULTILINE)
+
+
+class HandedOn(NamedTuple):
+    """Ports whose replies to the tunnel get there before the IP layer sees them."""
+
+    address: Address
+    protocol: str
+    ports: PortRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,19 @@ class RouteNft(KernelNft):
 
     def _listed(self, family: str, name: str) -> list[dict[str, Any]]:
         return self.list_objects(f"list table {family} {name}")
+
+
+def handed_on(listing: str) -> list[HandedOn]:
+    """Return the ports whose replies to the tunnel are handed on, out of the listing of a table of family netdev."""
+    handing = set(_HANDING.findall(listing))
+    elements = (found[1].split(", ") for found in _PORTS.finditer(listing) if found[2] in handing)
+    return [_handed_on(element) for each in elements for element in each]
+
+
+def _handed_on(element: str) -> HandedOn:
+    address, protocol, ports = element.split(" . ")
+    first, _, last = ports.partition("-")
+    return HandedOn(ip_address(address), protocol, PortRange(int(first), int(last or first)))
 
 
 def _deletion(name: str) -> list[str]:
