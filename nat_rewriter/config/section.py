@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TypeVar
 
 from nat_rewriter.config.values import NAME, Unexpected, quoted, shown
@@ -34,13 +35,25 @@ class Section:
     ``refuse_unknown`` comes last: it reports the keys that nothing asked for.
     """
 
-    def __init__(self, report: Report, path: str, content: Mapping[str, object]) -> None:
-        self.path = path
+    def __init__(self, report: Report, path: str | Callable[[], str], content: Mapping[str, object]) -> None:
+        self._path = path
         self._report = report
         self._inner: list[Section] = []
         self._content = content
         self._asked: list[str] = []
         self._faulty: set[str] = set()
+
+    @property
+    def path(self) -> str:
+        """Where the table is in the file; put together only when somebody asks."""
+        if not isinstance(self._path, str):
+            self._path = self._path()
+        return self._path
+
+    @property
+    def content(self) -> Mapping[str, object]:
+        """The table as the file has it."""
+        return self._content
 
     @property
     def clean(self) -> bool:
@@ -140,7 +153,7 @@ class Section:
                 self.refuse(key, f"a table that starts with [[{key}]]", index)
         path = self._join(key)
         return [
-            Section(self._report, f"{path}[{index}]{_label(item)}", item)
+            Section(self._report, partial(_place, path, index, item), item)
             for index, item in enumerate(value)
             if isinstance(item, dict)
         ]
@@ -180,6 +193,10 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=1)
     return f', did you mean "{close[0]}"?' if close else ""
+
+
+def _place(path: str, index: int, content: Mapping[str, object]) -> str:
+    return f"{path}[{index}]{_label(content)}"
 
 
 def _label(content: Mapping[str, object]) -> str:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from nat_rewriter.config import values
+from nat_rewriter.config.plain import plain_slice, share_ports
 from nat_rewriter.config.ports import Bounds, overlaps, ranges_text, read_ranges
 from nat_rewriter.config.section import Section, refuse_repeated_names
 from nat_rewriter.model.policy import Coexist
@@ -23,7 +24,9 @@ def read_slices(root: Section, coexist: Coexist | None) -> SlicesByName:
         root.refuse("slice", 'at least one [[slice]] with name, address and ports, e.g. ports = ["9000-9009"]')
     read = [_read_slice(section, coexist) for section in sections]
     refuse_repeated_names((section, name) for section, name, _ in read)
-    _refuse_shared_ports([(section, found) for section, _, found in read if found])
+    placed = [(section, found) for section, _, found in read if found]
+    if share_ports([found for _, found in placed]):
+        _refuse_shared_ports(placed)
     by_name: SlicesByName = {}
     for _, name, found in read:
         if name is not None:
@@ -32,6 +35,8 @@ def read_slices(root: Section, coexist: Coexist | None) -> SlicesByName:
 
 
 def _read_slice(section: Section, coexist: Coexist | None) -> Read:
+    if plain := plain_slice(section.content):
+        return section, plain.name, plain
     name = section.required("name", values.name)
     address = section.required("address", values.host_address)
     protocols = set(section.distinct("protocols", values.choice(Protocol)).values())

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from nat_rewriter.config import values
+from nat_rewriter.config.plain import plain_rule
 from nat_rewriter.config.section import Section, refuse_repeated_names, suggestion
 from nat_rewriter.config.slices import SlicesByName
 from nat_rewriter.model.policy import Network, SnatRule, Spread, Timestamps
@@ -30,6 +31,8 @@ def read_snat(root: Section, slices: SlicesByName, pools: Iterable[Pool] = ()) -
 def _read_rule(
     section: Section, slices: SlicesByName, pools: Mapping[str, Pool]
 ) -> tuple[Section, str | None, SnatRule | None]:
+    if plain := plain_rule(section.content, slices):
+        return section, plain.name, plain
     name = section.required("name", values.name)
     chosen = (*_read_slices(section, slices), *_read_pools(section, slices, pools))
     rule = SnatRule(

@@ -38,13 +38,23 @@ def parse_document(content: bytes, file: str) -> Document:
     if not text.strip():
         raise _fault(file, "file", "empty", "expected at least version = 1 and one [[slice]]")
     try:
-        return tomllib.loads(text)
+        return _loaded(text)
     except RecursionError:
         raise _fault(
             file, "file", "nested too deep", "expected tables and lists as docs/reference.toml has them"
         ) from None
     except ValueError as error:  # TOMLDecodeError, and what int() and datetime raise beneath it
         raise _syntax_fault(file, text, str(error)) from None
+
+
+def _loaded(text: str) -> Document:
+    """Return the document, by the faster parser where there is one; what it refuses, tomllib judges and tells."""
+    try:
+        import rtoml
+
+        return rtoml.loads(text)
+    except (ImportError, ValueError):
+        return tomllib.loads(text)
 
 
 def _syntax_fault(file: str, text: str, message: str) -> ConfigError:
