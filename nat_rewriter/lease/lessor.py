@@ -11,7 +11,7 @@ from types import TracebackType
 from nat_rewriter.errors import ConnectFailed, LeaseLost, PermissionNeeded, SliceExhausted, UsageError
 from nat_rewriter.kernel import placeholders
 from nat_rewriter.kernel.lease_entries import Entry, LeaseEntries, Way
-from nat_rewriter.lease.destinations import Destination, resolve
+from nat_rewriter.lease.destinations import Destination, literal_address, resolve
 from nat_rewriter.lease.holding import begin, begin_alone, passed_over, reserve, stand_for
 from nat_rewriter.lease.keeper import Keeper
 from nat_rewriter.lease.lease import CONNECT_WITHIN_S, Lease, State
@@ -26,6 +26,8 @@ TERM_S = 15
 SHORTEST_TERM_S = 2
 _REFUSED_TRIES = 8
 _ACQUIRE = "acquire lease"
+_PLANS = 4096
+Plan = tuple[Slice, Way, Strategy]  # what a lease would be of
 Ended = tuple[Lease, State]  # a lease that is over, and what it was before
 
 
@@ -48,6 +50,9 @@ class Lessor:
         self.policy, self._term_s, self._verify = policy, term_s, verify
         self._slices = {each.name: each for each in policy.slices}
         self._lock = threading.Lock()
+        split = policy.controller.coexist is Coexist.SPLIT
+        self._ports = {each.name: each.socket_ranges if split else each.ranges for each in policy.slices}
+        self._plans: dict[tuple[object, ...], Plan] = {}
         self._pools = PortPools()
         self._out: dict[tuple[Way, int], Lease] = {}
         self._entries: LeaseEntries | None = None
@@ -139,13 +144,21 @@ class Lessor:
         if ended:
             self.take_back(ended)
 
-    def plan(self, slice_name: str, to: Destination, protocol: str, strategy: str) -> tuple[Slice, Way, Strategy]:
+    def plan(self, slice_name: str, to: Destination, protocol: str, strategy: str) -> Plan:
         """Return what a lease would be of: slice, way and strategy. A name is resolved, which may take seconds."""
+        known = slice_name, to, protocol, strategy, self._limits.fast_open
+        if (plan := self._plans.get(known)) is not None:
+            return plan
         owned = self.find_slice(slice_name, protocol)
         chosen = find_strategy(strategy, protocol, self.policy.controller.coexist, fast_open=self._limits.fast_open)
         if not 0 < to[1] < 65536:
             raise UsageError(_ACQUIRE, "expected a destination port from 1 to 65535", to[1])
-        return owned, Way(protocol, owned.address, resolve(to[0], owned.address.version), to[1]), chosen
+        plan = owned, Way(protocol, owned.address, resolve(to[0], owned.address.version), to[1]), chosen
+        if literal_address(to[0], owned.address.version):  # what a name means may change
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            self._plans[known] = plan
+        return plan
 
     def find_slice(self, name: str, protocol: str) -> Slice:
         """Return a slice that has ports of that protocol for sockets. Raises UsageError."""
@@ -288,7 +301,7 @@ class Lessor:
         raise self._exhausted(lease.slice, lease.way)
 
     def _ports_of(self, owned: Slice) -> tuple[PortRange, ...]:
-        return owned.socket_ranges if self.policy.controller.coexist is Coexist.SPLIT else owned.ranges
+        return self._ports[owned.name]
 
     def _ask_entries(self) -> LeaseEntries:
         with self._lock:
