@@ -100,7 +100,7 @@ def run_change(change: Change, policy: Policy, nft: Nft, claims: ReadClaims = re
     if change.action in ("create", "rebuild"):
         # Flows that began between the look at conntrack and the new table: their claims died with the old one.
         nft.run(plan_records(change.wanted, claims(policy)))
-    settle(policy, nft, settled)
+    settle(change.wanted, policy.slices, nft, settled)
 
 
 def remove(table: str, nft: Nft) -> bool:

@@ -7,15 +7,14 @@ stray, and filled after it, so that natctl killed in between leaves a guard that
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from ipaddress import ip_address
 
 from nat_rewriter.errors import NatctlError
 from nat_rewriter.kernel.nft import Nft
-from nat_rewriter.model.policy import Policy
-from nat_rewriter.model.ruleset import Elements, LiveTable
-from nat_rewriter.model.slices import Slice
+from nat_rewriter.model.ruleset import Elements, LiveTable, Ruleset
+from nat_rewriter.model.slices import PortRange, Protocol, Slice
 from nat_rewriter.model.transaction import AddElements, DeleteElements, Transaction
 from nat_rewriter.plan import SetChange
-from nat_rewriter.render.parts import Parts
 from nat_rewriter.render.table import SETTLED
 
 PROTOCOLS: Mapping[str, int] = {"tcp": 6, "udp": 17}
@@ -47,20 +46,32 @@ def unsettle(live: LiveTable | None, nft: Nft) -> None:
         nft.run(Transaction((DeleteElements(live.table, SETTLED, tuple(settled)),)))
 
 
-def settle(policy: Policy, nft: Nft, settled: Collection[str] = ()) -> None:
+def settle(wanted: Ruleset, slices: Sequence[Slice], nft: Nft, settled: Collection[str] = ()) -> None:
     """Let established flows pass the guard without a look, of those protocols that have no stray.
 
     ``settled`` are those that do so already. Where conntrack cannot be asked, the guard goes on to look.
     """
     asked = [name for name in PROTOCOLS if name not in settled]
-    if not asked or not Parts.of(policy).settles or not policy.slices:
+    if SETTLED not in wanted.elements or not asked:
         return
     try:
-        strays = stray_protocols(policy.slices)
+        strays = stray_protocols(slices)
     except NatctlError:
         return
     if found := [name for name in asked if PROTOCOLS[name] not in strays]:
-        nft.run(Transaction((AddElements(policy.controller.table, SETTLED, dict.fromkeys(found, "")),)))
+        nft.run(Transaction((AddElements(wanted.table, SETTLED, dict.fromkeys(found, "")),)))
+
+
+def owned_slices(elements: Elements) -> list[Slice]:
+    """Return the slices of which a table says that they are owned, one for each range, without a name."""
+    found = []
+    for name in ("owned4", "owned6"):
+        for key in elements.get(name, {}):
+            address, protocol, ports = key.split(" . ")
+            first, _, last = ports.partition("-")
+            ranges = (PortRange(int(first), int(last or first)),)
+            found.append(Slice("", ip_address(address), ranges, (Protocol(protocol),)))
+    return found
 
 
 def stray_protocols(slices: Sequence[Slice]) -> set[int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nat_rewriter.controller.intent import Change, read_claims
-from nat_rewriter.controller.settling import lasting, unsettle
+from nat_rewriter.controller.settling import lasting, owned_slices, settle, unsettle
 from nat_rewriter.errors import NatctlError, NftError
 from nat_rewriter.kernel.nft import Nft
 from nat_rewriter.kernel.nft_listing import dynamic_sets
@@ -51,10 +51,7 @@ def find_way_back(change: Change, policy: Policy, previous: Callable[[], Policy 
 
 
 def go_back(way: WayBack, nft: Nft) -> bool:
-    """Make the table what it was, in one transaction; tell whether it was anything else. The caller holds its lock.
-
-    The guard looks at every packet from then on, until an apply settles it.
-    """
+    """Make the table what it was, in one transaction; tell whether it was anything else. The caller holds its lock."""
     live = nft.read(way.table)
     transaction = _transaction(way, live, read_claims(way.policy) if way.policy else {})
     if transaction:
@@ -62,6 +59,8 @@ def go_back(way: WayBack, nft: Nft) -> bool:
     nft.run(transaction)
     if transaction and _transaction(way, nft.read(way.table), {}):
         raise NftError("read back ruleset", 0, "the kernel holds something else than was sent: see natctl diff")
+    if transaction and way.before:
+        settle(way.before, owned_slices(way.before.elements), nft)
     return bool(transaction)
 
 
