@@ -34,6 +34,7 @@ COMMANDS = {
     "explain": ("nat_rewriter.cli.explain", "Say who holds a tuple, and what would happen to whoever wants it."),
     "pool": ("nat_rewriter.cli.pool", "Take slices of shared addresses from a pool, and give them back."),
     "route": ("nat_rewriter.cli.route", "Route forwarded packets with soft-unicast sources, and their replies."),
+    "lease": ("nat_rewriter.cli.lease", "Hold tuples of a slice, or run a program with a connected socket."),
     "proxy": ("nat_rewriter.cli.proxy", "Take TCP in, and go on from a slice."),
     "history": ("nat_rewriter.cli.history", "Say who had a tuple at a time."),
     "lab": ("nat_rewriter.cli.lab", "Try natctl in network namespaces of its own."),
