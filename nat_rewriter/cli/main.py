@@ -36,6 +36,7 @@ COMMANDS = {
     "route": ("nat_rewriter.cli.route", "Route forwarded packets with soft-unicast sources, and their replies."),
     "lease": ("nat_rewriter.cli.lease", "Hold tuples of a slice, or run a program with a connected socket."),
     "proxy": ("nat_rewriter.cli.proxy", "Take TCP in, and go on from a slice."),
+    "agent": ("nat_rewriter.cli.agent", "Hold slices of pools for this host, as their use demands."),
     "history": ("nat_rewriter.cli.history", "Say who had a tuple at a time."),
     "lab": ("nat_rewriter.cli.lab", "Try natctl in network namespaces of its own."),
     "doctor": ("nat_rewriter.cli.doctor", "Say what works on this host, what does not, and how to mend it."),

@@ -118,7 +118,7 @@ def acquire(env: Env, store: PoolStore, name: str, count: int, toml: bool, host:
 
     They are the host's for the pool's ttl_s after the last renewal: natctl pool renew.
     """
-    _print_held(env, _named(store, name), store.acquire(name, _host(host), count), toml=toml)
+    _print_held(env, _named(store, name), store.acquire(name, host_name(host), count), toml=toml)
     return EXIT_DONE
 
 
@@ -136,7 +136,7 @@ def acquire(env: Env, store: PoolStore, name: str, count: int, toml: bool, host:
 @_with_store
 def renew(env: Env, store: PoolStore, name: str, toml: bool, host: str) -> int:
     """Begin a full term for all that a host holds; prints it. The exit code is 3 where it holds nothing any more."""
-    held = store.renew(name, _host(host))
+    held = store.renew(name, host_name(host))
     _print_held(env, _named(store, name), held, toml=toml)
     return EXIT_DONE if held else EXIT_FOUND
 
@@ -164,9 +164,9 @@ def release(env: Env, store: PoolStore, name: str, slices: Sequence[str], everyt
     found = _named(store, name)
     blocks = [_block(found, each) for each in slices]
     if everything:
-        blocks = [each.block for each in store.holdings(name) if each.host == _host(host) and not each.resting]
+        blocks = [each.block for each in store.holdings(name) if each.host == host_name(host) and not each.resting]
     for start in range(0, len(blocks), 32):
-        store.release(name, _host(host), blocks[start : start + 32])
+        store.release(name, host_name(host), blocks[start : start + 32])
     env.note(f"{len(blocks)} released")
     return EXIT_DONE
 
@@ -189,7 +189,7 @@ def transfer(env: Env, store: PoolStore, name: str, owned: str, taker: str, host
     The flows in it do not move by this: the giver withdraws the slice first, with natctl apply --drain.
     """
     found = _named(store, name)
-    moved = store.transfer(name, _block(found, owned), _host(host), _host(taker))
+    moved = store.transfer(name, _block(found, owned), host_name(host), host_name(taker))
     _print_held(env, found, [moved], toml=False)
     return EXIT_DONE
 
@@ -217,7 +217,8 @@ def history(env: Env, store: PoolStore, name: str, owned: str | None, last: int)
     return EXIT_DONE
 
 
-def _host(name: str) -> str:
+def host_name(name: str) -> str:
+    """Return the name of a host, if it can be one."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", name):
         raise UsageError("name host", "expected 1 to 63 letters, digits, dots, dashes or underscores", name)
     return name

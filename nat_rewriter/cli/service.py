@@ -1,4 +1,4 @@
-"""``natctl watch`` as a service: its manager is told how it is, and SIGHUP has it read its configuration again."""
+"""Commands that run as a service: its manager is told how it is, and SIGHUP has it read its configuration again."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from nat_rewriter.kernel.service_manager import ServiceManager
 
 if TYPE_CHECKING:
     from nat_rewriter.model.generations import Configuration
-    from nat_rewriter.model.policy import Policy
 
-Follow = Callable[["Policy"], None]  # watch by another policy from now on
+Follow = Callable[["Configuration"], None]  # go on by another configuration from now on
 
 
 class Service:
     """The configuration in force, which SIGHUP may change, and the word about it to the service manager."""
 
-    def __init__(self, env: Env) -> None:
-        self._env, self._manager = env, ServiceManager()
+    def __init__(self, env: Env, status: Callable[[Configuration], str]) -> None:
+        self._env, self._manager, self._describe = env, ServiceManager(), status
         self.configuration: Configuration = read_configuration(env)
 
     def attend(self, steps: Iterator[float], follow: Follow) -> Iterator[float]:
@@ -47,11 +46,11 @@ class Service:
         self._manager.reloading()
         try:
             configuration = self._read_again()
+            follow(configuration)
         except NatctlError as error:
             click.echo(f"natctl: reload failed, the configuration before stays in force: {error}", err=True)
             self._manager.ready(f"{self._status()}; reload failed, see the log")
             return
-        follow(configuration.policy)
         self.configuration = configuration
         self._env.note(f"natctl: reloaded: {self._status()}")
         self._manager.ready(self._status())
@@ -65,8 +64,23 @@ class Service:
         return configuration
 
     def _status(self) -> str:
-        slices = len(self.configuration.policy.slices)
-        return f"watching {slices} slice{'' if slices == 1 else 's'} of {self.configuration.source}"
+        return self._describe(self.configuration)
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Let SIGINT and SIGTERM ask for a stop, while the block runs."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

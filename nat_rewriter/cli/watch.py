@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,7 +10,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +18,7 @@ from nat_rewriter.cli.env import Env, common_options
 from nat_rewriter.cli.kinds import only_option, pressure_option
 from nat_rewriter.cli.mending import mender_of, mending_options
 from nat_rewriter.cli.recording import Recording, recording_options
-from nat_rewriter.cli.service import Service
+from nat_rewriter.cli.service import Service, stop_signals
 from nat_rewriter.errors import EXIT_DONE, NatctlError
 from nat_rewriter.model.findings import Kind
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from nat_rewriter.controller.watcher import Watcher
     from nat_rewriter.detect.tracker import Change
     from nat_rewriter.model.actions import Action
+    from nat_rewriter.model.generations import Configuration
     from nat_rewriter.model.policy import Policy
     from nat_rewriter.model.watching import WatchStatus
 
@@ -72,11 +71,11 @@ def watch(
     from nat_rewriter.controller.watcher import Watcher
 
     endpoint = _read_endpoint(metrics) if metrics else None
-    service = Service(env)
+    service = Service(env, _status)
     mender = mender_of(lambda: service.configuration, heal=heal, abort=abort, dry_run=dry_run, state=state)
     live = env.terminal and os.environ.get("TERM") != "dumb"
     with ExitStack() as stack:
-        stopped = stack.enter_context(_stop_signals())
+        stopped = stack.enter_context(stop_signals())
         stack.enter_context(mender or nullcontext())
         policy, books = service.configuration.policy, stack.enter_context(ExitStack())
         recorder = books.enter_context(recording.begin(policy)) if recording else None
@@ -86,9 +85,14 @@ def watch(
         if endpoint:
             stack.enter_context(_served(watcher, mender, *endpoint))
         show = stack.enter_context(_live(env)) if live else _lines(env)
-        steps = service.attend(_until(stopped, duration), lambda policy: _follow(watcher, policy, recording, books))
+        steps = service.attend(_until(stopped, duration), lambda new: _follow(watcher, new.policy, recording, books))
         _run(watcher, mender, show, steps)
     return EXIT_DONE
+
+
+def _status(configuration: Configuration) -> str:
+    slices = len(configuration.policy.slices)
+    return f"watching {slices} slice{'' if slices == 1 else 's'} of {configuration.source}"
 
 
 def _follow(watcher: Watcher, policy: Policy, recording: Recording | None, books: ExitStack) -> None:
@@ -116,22 +120,6 @@ def _run(watcher: Watcher, mender: Mender | None, show: Show, steps: Iterator[fl
         show(watcher, changes, actions)
     if mender:
         show(watcher, [], mender.finish())
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Let SIGINT and SIGTERM ask for a stop, while the block runs."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _lines(env: Env) -> Show:

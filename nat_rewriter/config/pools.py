@@ -42,6 +42,9 @@ def _read_pool(section: Section) -> tuple[Pool | None, Demand]:
     addresses = section.distinct("addresses", values.host_address, single=True)
     if not section.has("addresses"):
         section.refuse("addresses", 'one or more addresses, e.g. ["198.51.100.10"]')
+    families = {address.version for address in addresses.values()}
+    if len(families) > 1:
+        section.refuse("addresses", "addresses of one family: a pool for IPv4 and one for IPv6")
     size = section.required("slice_size", _power_of_two)
     ports = section.one("ports", values.port_range, _PORTS)
     protocols = set(section.distinct("protocols", values.choice(Protocol)).values()) or set(usual.protocols)

@@ -17,7 +17,9 @@ from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft import KernelNft
 from nat_rewriter.model.generations import Configuration, Generation, Outcome
 from nat_rewriter.model.ruleset import Ruleset
+from nat_rewriter.model.transaction import Transaction
 from nat_rewriter.plan import plan, plan_removal
+from nat_rewriter.render.terms import terms_table_name
 from nat_rewriter.render.transaction import transaction_text
 
 
@@ -103,7 +105,9 @@ def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:
     if is_waiting(table):
         decide(table, Word.KEEP)  # or what was there before would come back later
     with held_table(table, wait_s) as nft:
-        transaction = plan_removal(nft.read(table))
+        # What `natctl agent` has beside it goes with it.
+        removals = [plan_removal(nft.read(name)) for name in (table, terms_table_name(table))]
+        transaction = Transaction(tuple(step for removal in removals for step in removal.steps))
         if transaction:
             record = Record(log, warn)
             record.begin(None, "remove", str)

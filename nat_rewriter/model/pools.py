@@ -113,6 +113,20 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Deed:
+    """One thing that `natctl agent` did, or that befell it.
+
+    ``what``: acquired, lost, draining, released, applied, refused, failed, store-silent or store-back.
+    """
+
+    time: datetime
+    what: str
+    pool: str = ""
+    block: Block | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StoreAddress:
     """Where pools are kept: ``kind`` sqlite with a path, or etcd with its endpoints."""
 

@@ -29,7 +29,7 @@ from nat_rewriter.pool.store import (
 )
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_PATIENCE_S = 5.0
+_PATIENCE_S = 2.0
 _MARK = 0x6E61746C  # application_id, "natl"
 _MOST_CHANGES = 100_000
 _SCHEMA = """

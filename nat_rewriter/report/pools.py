@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nat_rewriter.model.pools import Block, Change, Holding, Pool, pool_object
+from nat_rewriter.model.pools import Block, Change, Deed, Holding, Pool, pool_object
 from nat_rewriter.model.slices import Address, Slice
 from nat_rewriter.report.json_lines import time_text
 
@@ -46,6 +46,22 @@ def change_line(change: Change) -> str:
     """Return one entry of a pool's history as a line."""
     words = f"{time_text(change.time)} {change.what} {change.block} {change.host}"
     return f"{words} to {change.to}" if change.to else words
+
+
+def deed_object(deed: Deed) -> dict[str, Any]:
+    """Return what the agent did as JSON has it; absent fields are left out."""
+    fields = {
+        "time": time_text(deed.time), "event": deed.what, "pool": deed.pool,
+        "address": str(deed.block.address) if deed.block else "", "ports": str(deed.block.ports) if deed.block else "",
+        "detail": deed.detail,
+    }  # fmt: skip
+    return {name: value for name, value in fields.items() if value}
+
+
+def deed_line(deed: Deed) -> str:
+    """Return what the agent did as a line."""
+    words = (time_text(deed.time), deed.what, deed.pool, str(deed.block or ""))
+    return " ".join(word for word in words if word) + (f": {deed.detail}" if deed.detail else "")
 
 
 def pool_state_object(pool: Pool, holdings: Sequence[Holding]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from nat_rewriter.errors import NatctlError, StateError, UsageError
 CONFIG = """version = 1
 [[pool]]
 name = "fleet"
-addresses = ["198.51.100.20", "2001:db8::20"]
+addresses = ["198.51.100.20", "198.51.100.21"]
 ports = "4096-8191"
 slice_size = 1024
 [store]

@@ -1,0 +1,94 @@
+"""``natctl agent``: the long-running controller of a host that takes its slices from pools."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nat_rewriter.cli.env import Env, common_options
+from nat_rewriter.cli.pool import host_name
+from nat_rewriter.cli.service import Service, stop_signals
+from nat_rewriter.cli.state import log_of, state_option, warn
+from nat_rewriter.errors import EXIT_DONE, NatctlError
+
+if TYPE_CHECKING:
+    from nat_rewriter.controller.agent import Agent
+    from nat_rewriter.model.generations import Configuration
+    from nat_rewriter.model.pools import Deed
+
+_LOOK_S = 0.25  # between looks at signals
+
+
+@click.command(
+    epilog="""\b
+    Examples:
+      natctl agent                         hold slices of the configuration's pools, as their use demands
+      natctl agent --json | logger         what it does, one object a line
+      natctl agent --give-back             and give everything back when it is stopped
+    """
+)
+@click.option("--host", metavar="NAME", default=socket.gethostname, help="Which host; default: this one.")
+@click.option("--give-back", is_flag=True, help="When stopped, end the flows of what is held, and give it back.")
+@state_option
+@common_options(json=True)
+def agent(env: Env, host: str, give_back: bool, state: Path | None) -> int:
+    """Hold slices of pools for this host, renew them, apply them, and give back what is not used.
+
+    Packets that leave from a slice of a pool after its term are dropped by the kernel itself, by the table NAME_terms,
+    also when the agent was killed or stands still. Without --give-back a stopped agent leaves everything as it is: one
+    that is started again within the term goes on. SIGHUP has it read its configuration again.
+    """
+    from nat_rewriter.controller.agent import Agent
+    from nat_rewriter.pool import open_store
+
+    host_name(host)
+    service = Service(env, _status)
+    configuration = service.configuration
+    with ExitStack() as stack:
+        stopped = stack.enter_context(stop_signals())
+        store = stack.enter_context(open_store(configuration.policy.store))
+        log = log_of(state, configuration.table)
+        running = Agent(configuration, store, log, host, lambda deed: _print(env, deed), warn)
+        stack.callback(running.close)
+        running.begin()
+        _run(running, service, stopped)
+        if give_back:
+            running.give_back()
+    return EXIT_DONE
+
+
+def _run(running: Agent, service: Service, stopped: Callable[[], bool]) -> None:
+    """Take one step after the other; what fails is told, and tried again with the next."""
+    due = 0.0
+    for pause_s in service.attend(_until(stopped), running.follow):
+        if time.monotonic() >= due:
+            try:
+                running.step()
+            except NatctlError as error:
+                warn(str(error))
+            due = time.monotonic() + running.pause_s
+        time.sleep(pause_s)
+
+
+def _until(stopped: Callable[[], bool]) -> Iterator[float]:
+    while not stopped():
+        yield _LOOK_S
+
+
+def _status(configuration: Configuration) -> str:
+    names = ", ".join(pool.name for pool in configuration.policy.pools)
+    return f"holding slices of {names or 'no pool'} by {configuration.source}"
+
+
+def _print(env: Env, deed: Deed) -> None:
+    from nat_rewriter.report.json_lines import json_line
+    from nat_rewriter.report.pools import deed_line, deed_object
+
+    click.echo(json_line(deed_object(deed)) if env.json or not env.terminal else deed_line(deed))
+    env.stdout.flush()
