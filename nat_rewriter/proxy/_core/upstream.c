@@ -48,11 +48,11 @@ static void next_address(struct worker *worker, struct connection *connection, u
 
 void upstream_begin(struct worker *worker, struct connection *connection, const char *host, uint16_t port) {
     struct relay_address address;
+    connection->state = RESOLVING;
     if (address_parse(&address, host, port)) {
         upstream_resolved(worker, connection, &address, 1);
         return;
     }
-    connection->state = RESOLVING;
     connection->job = resolver_ask(worker->resolver, connection, host, port);
     if (!connection->job)
         connection_fail(worker, connection, RELAY_UNRESOLVED, EAGAIN);
