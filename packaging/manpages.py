@@ -119,7 +119,7 @@ def subcommands(group: click.Group, context: click.Context) -> Iterator[str]:
 
 def command_page(name: str, summary: str) -> str:
     """Return the page of a command of natctl."""
-    parent = click.Context(natctl, info_name="natctl")
+    parent = main_context()
     command = natctl.get_command(parent, name)
     assert command is not None, name
     context = click.Context(command, info_name=name, parent=parent)
@@ -134,9 +134,14 @@ def command_page(name: str, summary: str) -> str:
     return page([*lines, *ending(["natctl(1)", "natctl.toml(5)"])])
 
 
+def main_context() -> click.Context:
+    """Return the context of natctl itself, which its commands have theirs from."""
+    return click.Context(natctl, info_name="natctl", **natctl.context_settings)
+
+
 def main_page() -> str:
     """Return natctl(1)."""
-    context = click.Context(natctl, info_name="natctl")
+    context = main_context()
     about = paragraphs(natctl.help or "")
     commands = ((f"natctl-{name}(1)", summary) for name, (_, summary) in COMMANDS.items())
     lines = [title("natctl", 1), heading("NAME"), "natctl \\- share addresses between hosts by port slices"]
