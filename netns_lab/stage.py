@@ -17,7 +17,7 @@ from nat_rewriter.model.slices import PortRange
 from netns_lab import app
 from netns_lab.capture import SYN, Capture, Packet
 from netns_lab.host import end_process, round_trip
-from netns_lab.lab import Lab
+from netns_lab.lab import Lab, Outcome
 from netns_lab.narrator import Narrator, Observation
 from netns_lab.topology import DOWNLINK, SERVER, SERVER_6, SOFT_ADDRESS, SOFT_ADDRESS_6
 
@@ -166,6 +166,11 @@ class Stage:
         """Run a command on the egress host."""
         self._narrator.command(" ".join(words))
         self.lab.egress.run(words)
+
+    def natctl(self, *words: str) -> Outcome:
+        """Run another command of natctl with the configuration that was applied."""
+        self._narrator.command(f"natctl {' '.join(words)} --config natctl.toml")
+        return self.lab.natctl(*words, "--config", self._config, expect=EXIT_DONE)
 
     def check(self, *kinds: str) -> list[dict[str, Any]]:
         """Run ``natctl check``, expect findings of these kinds and no others, and return them."""

@@ -56,10 +56,11 @@ Key = tuple[Any, ...]
 
 
 class Segment(NamedTuple):
-    """What came back: TCP flags and sequence number, and the content."""
+    """What came back: TCP flags, the numbers of sequence and acknowledgement, and the content."""
 
     flags: int
     sequence: int
+    acknowledged: int
     content: bytes
 
 
@@ -77,8 +78,8 @@ class Flow:
     def open(self, timeout_s: float) -> str:
         """Begin, and greet; return why that failed, or nothing."""
         if self.number == 6:
-            answer = self._ask(_SYN, b"", timeout_s, lambda one: one.flags & (_SYN | _RST))
-            self.sent = (self.sent + 1) % _MODULO
+            syn, self.sent = self.sent, (self.sent + 1) % _MODULO
+            answer = self._ask(_SYN, b"", timeout_s, self._answers_syn, syn)
             if answer is None:
                 return "timed out"
             if answer.flags & _RST:
@@ -105,11 +106,22 @@ class Flow:
         if self.number == 6:
             self._send(_RST | _ACK)
 
-    def _ask(self, flags: int, content: bytes, timeout_s: float, wanted: Callable[[Segment], object]) -> Segment | None:
+    def _answers_syn(self, one: Segment) -> bool:
+        # Not one that answers an earlier SYN of the same tuple.
+        return bool(one.flags & (_SYN | _RST)) and one.acknowledged == self.sent
+
+    def _ask(
+        self,
+        flags: int,
+        content: bytes,
+        timeout_s: float,
+        wanted: Callable[[Segment], object],
+        number: int | None = None,
+    ) -> Segment | None:
         """Send until a wanted packet comes, and return that; None when none comes in time."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            self._send(flags, content)
+            self._send(flags, content, number)
             again = min(deadline, time.monotonic() + _AGAIN_AFTER_S)
             while (left := again - time.monotonic()) > 0:
                 if not select.select([self.tunnel], [], [], left)[0]:
@@ -119,10 +131,11 @@ class Flow:
                     return answer
         return None
 
-    def _send(self, flags: int, content: bytes = b"") -> None:
+    def _send(self, flags: int, content: bytes = b"", number: int | None = None) -> None:
         ends = struct.pack("!HH", self.sport, self.dport)
         if self.number == 6:
-            rest = struct.pack("!IIBBHHH", self.sent, self.received, 5 << 4, flags, _WINDOW, 0, 0)
+            sequence = self.sent if number is None else number
+            rest = struct.pack("!IIBBHHH", sequence, self.received, 5 << 4, flags, _WINDOW, 0, 0)
         else:
             rest = struct.pack("!HH", 8 + len(content), 0)
         segment = bytearray(ends + rest + content)
@@ -152,9 +165,9 @@ class Flow:
         if (sport, dport) != (self.dport, self.sport):
             return None
         if number == 17:
-            return Segment(0, 0, packet[start + 8 : end])
-        sequence, offset, flags = struct.unpack_from("!4xI4xBB", packet, start)
-        return Segment(flags, sequence, packet[start + (offset >> 4) * 4 : end])
+            return Segment(0, 0, 0, packet[start + 8 : end])
+        sequence, acknowledged, offset, flags = struct.unpack_from("!4xIIBB", packet, start)
+        return Segment(flags, sequence, acknowledged, packet[start + (offset >> 4) * 4 : end])
 
 
 def _ends_6(packet: bytes) -> tuple[int, bytes, bytes]:

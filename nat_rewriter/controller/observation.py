@@ -69,8 +69,14 @@ def observe(
         host=host,
         pressure=pressure,
         sifted=tables.sieve,
+        tunnel_mark=tunnel_mark(policy),
     )
     return add_holders(seen, tables.sieve.zones()) if tables.sieve else seen
+
+
+def tunnel_mark(policy: Policy) -> tuple[int, int]:
+    """Return mark and mask of the flows of a tunnel."""
+    return (policy.route.mark, policy.route.mask) if policy.route else (0, 0)
 
 
 def add_holders(seen: Observation, zones: Collection[int]) -> Observation:

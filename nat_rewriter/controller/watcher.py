@@ -19,6 +19,7 @@ from nat_rewriter.controller.observation import (
     confirmed,
     name_processes,
     read_host_settings,
+    tunnel_mark,
 )
 from nat_rewriter.controller.recheck import Recheck
 from nat_rewriter.detect import FindingTracker, Loss, Needs, Observation, SliceIndex, find_findings
@@ -314,7 +315,9 @@ class Watcher:
         return self._table.finish_resync()
 
     def _observation(self, **seen: Any) -> Observation:
-        return Observation(self._index, coexist=self._policy.controller.coexist, pressure=self._pressure, **seen)
+        mark = tunnel_mark(self._policy)
+        mode = self._policy.controller.coexist
+        return Observation(self._index, coexist=mode, pressure=self._pressure, tunnel_mark=mark, **seen)
 
     def _note_progress(self) -> None:
         """Note what can be told without a look: there is none while events are being lost."""

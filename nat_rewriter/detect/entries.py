@@ -20,10 +20,11 @@ _ENDING = byte_flags(TCP_STATES.index(name) for name in ("TIME_WAIT", "CLOSE", "
 
 
 def find_entry_orphaned(observation: Observation) -> list[Finding]:
-    """Entries of local flows in a slice that no socket belongs to any more."""
+    """Entries of local flows in a slice that no socket belongs to any more; flows of a tunnel never had one."""
     local, protocols = observation.local, observation.local["protocol"]
     ending = (protocols == TCP) & _ENDING[local["tcp_state"]]
-    asked = np.flatnonzero((observation.local_slices != NOBODY) & PORTED[protocols] & ~ending)
+    rows = (observation.local_slices != NOBODY) & PORTED[protocols] & ~ending
+    asked = np.flatnonzero(rows & ~observation.tunnelled)
     orphans = asked[sockets_of(observation, local[asked]) == NO_ROW]
     return [_orphaned(observation, row) for row in orphans]
 

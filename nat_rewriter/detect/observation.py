@@ -82,6 +82,7 @@ class Observation:
 
     ``drift`` says how the live table differs from the configuration, one sentence an item. Where flows were ``sifted``
     before, that has counted all of them, and ``flows`` are those alone that have to be seen one by one.
+    ``tunnel_mark``: mark and mask of flows that a tunnel sends from soft-unicast addresses; without mask: none.
     """
 
     index: SliceIndex
@@ -93,6 +94,7 @@ class Observation:
     host: HostSettings = HostSettings()
     pressure: float = 0.8
     sifted: Counted | None = None
+    tunnel_mark: tuple[int, int] = (0, 0)
 
     @property
     def slices(self) -> tuple[Slice, ...]:
@@ -119,6 +121,13 @@ class Observation:
         """For each of ``local`` the number of the slice that owns its original source, NOBODY where none does."""
         numbers = self._source_numbers[self.local_rows]
         return self.index.owners(numbers, self.local["protocol"], self.local["orig_sport"])
+
+    @cached_property
+    def tunnelled(self) -> Rows:
+        """Of ``local``, whether a tunnel sends it, and no socket of this host."""
+        mark, mask = self.tunnel_mark
+        sent: Rows = (self.local["mark"] & mask) == mark if mask else np.zeros(len(self.local), dtype=bool)
+        return sent
 
     @cached_property
     def rewritten(self) -> Rows:

@@ -115,7 +115,8 @@ def _reply_captured(observation: Observation, socket: Any, flow: Any) -> Finding
         Kind.REPLY_CAPTURED,
         f"The local socket {taken.source} takes the replies that {taken.destination} sends to a forwarded "
         f"flow with the same tuple.",
-        "Bind the socket to the device lo with SO_BINDTODEVICE, or set net.ipv4.tcp_early_demux=0.",
+        "Run natctl route apply with an answer to early demux in [route], or bind the socket to the device lo with "
+        "SO_BINDTODEVICE.",
         slice=observation.index.slice_name(int(owner)),
         protocol=taken.protocol,
         tuple=taken,

@@ -9,4 +9,5 @@ GROUPS = {
     "ranges": "Slices of several ranges",
     "rules": "Which packets are rewritten, and where to",
     "changes": "What is established stays",
+    "tunnel": "A tunnel sends from a slice, and a socket has its tuple",
 }

@@ -16,18 +16,15 @@ from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.routing import Step
 from nat_rewriter.report.route import view_lines, view_object
 from netns_lab import Lab
-from netns_lab.host import family_of, round_trip
+from netns_lab.host import round_trip
+from netns_lab.placeholders import open_placeholder
+from netns_lab.servers import Endpoint
 from netns_lab.topology import SERVER, SERVER_6, SOFT_ADDRESS, SOFT_ADDRESS_6, UPLINK
 
-TCP_REPAIR, TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE = 19, 30, 34
-SO_BINDTODEVICE = 25
 TABLE = "natctl"
 SOFT = {4: SOFT_ADDRESS, 6: SOFT_ADDRESS_6}
 SERVERS = {4: SERVER, 6: SERVER_6}
-PLACEHOLDERS = ("fast-open", "tcp-repair")
 ANSWERS = ("ingress", "device", "sysctl")
-
-Endpoint = tuple[str, int]
 
 
 def route_keys(answer: str = "ingress", **keys: object) -> str:
@@ -86,18 +83,8 @@ class Router:
 
 
 def placeholder(lab: Lab, kind: str, src: Endpoint, dst: Endpoint, device: str = "") -> socket.socket:
-    """Return a socket of the egress host that has a tuple, and has sent nothing."""
-    sock = lab.egress.open_socket(socket.SOCK_STREAM, family_of(src[0]))
-    if kind == "fast-open":
-        sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_NO_COOKIE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
-    sock.bind(src)
-    sock.connect(dst)
-    if device:  # not before: IPv6 finds no route by that device
-        sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, device.encode())
-    return sock
+    """Return a placeholder of the egress host."""
+    return open_placeholder(lab.egress, kind, src, dst, device)
 
 
 def snapshot(lab: Lab) -> str:

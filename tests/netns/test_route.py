@@ -7,10 +7,11 @@ import socket
 from pathlib import Path
 
 import pytest
-from routing import ANSWERS, PLACEHOLDERS, SERVERS, SOFT, Router, placeholder, snapshot, works
+from routing import ANSWERS, SERVERS, SOFT, Router, placeholder, snapshot, works
 
 from nat_rewriter.kernel.sysctls import read_sysctl
 from netns_lab import Lab
+from netns_lab.placeholders import KINDS
 from netns_lab.tunnel import Tunnel
 from netns_lab.tunnel_service import TUN
 
@@ -61,7 +62,7 @@ def test_nothing_gets_through_without_routes(lab: Lab, tunnel: Tunnel) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("kind", PLACEHOLDERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_placeholder_takes_the_replies_where_no_answer_is_in_place(
     kind: str, family: int, lab: Lab, tunnel: Tunnel, router: Router
 ) -> None:
@@ -78,7 +79,7 @@ def test_a_placeholder_takes_the_replies_where_no_answer_is_in_place(
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("kind", PLACEHOLDERS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_each_answer_lets_the_replies_through(
     answer: str, kind: str, family: int, lab: Lab, tunnel: Tunnel, router: Router

@@ -8,6 +8,7 @@ import pkgutil
 
 import pytest
 
+from nat_rewriter.errors import UnsupportedFeature
 from nat_rewriter.model.slices import PortRange
 from netns_lab import Lab, scenarios
 from netns_lab.demo import DEMO
@@ -20,7 +21,10 @@ from netns_lab.stage import SLICE, NotAsExpected, Outside, Stage, Within
 @pytest.mark.usefixtures("_permitted")
 def test_a_scenario_goes_as_it_says(scenario: Scenario) -> None:
     told = io.StringIO()
-    scenario.run(PlainNarrator(told))
+    try:
+        scenario.run(PlainNarrator(told))
+    except UnsupportedFeature as error:
+        pytest.skip(str(error))
     assert "  ok   " in told.getvalue()
     assert "FAIL" not in told.getvalue()
 
