@@ -16,7 +16,8 @@
     │   └── LeaseLost                            exit 1   somebody else has the tuple of a lease
     └── KernelError                              exit 1   an operation that the kernel refused
         ├── ConnectFailed                        exit 1   a destination that refused, reset or did not answer
-        ├── NftError                             exit 1   libnftables refused, crashed, hung or answered garbage
+        ├── NftError                             exit 1   libnftables refused, or answered garbage
+        │   └── LibraryCrashed                   exit 1   its process crashed or hung: done wholly, or not at all
         ├── NetlinkError                         exit 1
         └── PermissionNeeded                     exit 4   names the capability
 
@@ -141,7 +142,11 @@ class ConnectFailed(KernelError):
 
 
 class NftError(KernelError):
-    """libnftables refused a transaction, crashed, hung, or answered what cannot be read."""
+    """libnftables refused a transaction, or answered what cannot be read."""
+
+
+class LibraryCrashed(NftError):
+    """The process with libnftables crashed, hung or answered garbage: what it was at was done wholly, or not at all."""
 
 
 class NetlinkError(KernelError):

@@ -22,7 +22,7 @@ from typing import Any
 
 from nat_rewriter import __version__
 from nat_rewriter.config import read_policy
-from nat_rewriter.errors import Interrupted, NatctlError, StateError
+from nat_rewriter.errors import Interrupted, LibraryCrashed, NatctlError, StateError
 from nat_rewriter.kernel import store
 from nat_rewriter.kernel.netns_names import name_of_current
 from nat_rewriter.model.generations import Actor, Configuration, Generation, Outcome, Place
@@ -219,10 +219,13 @@ class Record:
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Keep it as failed where the block raises an error."""
+        """Keep it as failed where the block raises an error; as unfinished where that leaves open what was done."""
         try:
             yield
         except Interrupted:
+            raise
+        except LibraryCrashed as error:
+            self.finish(Outcome.UNFINISHED, str(error))
             raise
         except NatctlError as error:
             self.finish(Outcome.FAILED, str(error))

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Protocol, Self
 
-from nat_rewriter.errors import NftError, PermissionNeeded, UnsupportedFeature
+from nat_rewriter.errors import LibraryCrashed, NftError, PermissionNeeded, UnsupportedFeature
 from nat_rewriter.kernel import nft_dumps, nft_listing
 from nat_rewriter.listing import ordered_listing
 from nat_rewriter.model.ruleset import LiveTable
@@ -228,7 +228,7 @@ def _worker_error(status: int, how: str, told: str) -> Exception:
     if status < 0 and status != -signal.SIGKILL:
         how = f"libnftables was ended by {signal.Signals(-status).name}"
     last_line = told.strip().splitlines()[-1:] or [f"exit status {status}"]
-    return NftError("run libnftables", errno.EIO, f"{how}: {last_line[0]!r}")
+    return LibraryCrashed("run libnftables", errno.EIO, f"{how}: {last_line[0]!r}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> str:

@@ -20,6 +20,7 @@ from nat_rewriter.errors import (
     KernelError,
     LeaseError,
     LeaseLost,
+    LibraryCrashed,
     LockHeld,
     NamespaceMissing,
     NatctlError,
@@ -74,6 +75,10 @@ EXAMPLES: dict[NatctlError, tuple[int, str]] = {
     KernelError("bind socket", 98, "address already in use"): (1, "bind socket: address already in use"),
     ConnectFailed("connect", 111, "connection refused"): (1, "connect: connection refused"),
     NftError("load ruleset", 2, "No such file or directory"): (1, "load ruleset: No such file or directory"),
+    LibraryCrashed("run libnftables", 5, "libnftables was ended by SIGSEGV"): (
+        1,
+        "run libnftables: libnftables was ended by SIGSEGV",
+    ),
     NetlinkError("dump flows", 4, "interrupted"): (1, "dump flows: interrupted"),
     PermissionNeeded("load ruleset", "CAP_NET_ADMIN"): (4, "load ruleset: not permitted: needs CAP_NET_ADMIN"),
 }
