@@ -5,8 +5,10 @@ What is read here is exactly what ``slices.py`` and ``snat.py`` would read. What
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from ipaddress import IPv4Network
 from itertools import pairwise
 
 from nat_rewriter.config import values
@@ -80,6 +82,11 @@ def _address(text: str) -> Address | None:
 
 
 def _network(text: str) -> Network | None:
+    if "/" not in text and ":" not in text:
+        try:
+            return IPv4Network((int.from_bytes(socket.inet_pton(socket.AF_INET, text)), 32))
+        except (OSError, ValueError):  # ValueError: a NUL in it
+            return None
     try:
         return values.network(text)
     except values.Unexpected:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from nat_rewriter.model.slices import PortRange, Protocol, Slice
-from nat_rewriter.render.spelling import concat, port_data
+from nat_rewriter.render.spelling import address_text, concat, port_data
 
-PORT_PROTOCOLS = (Protocol.TCP, Protocol.UDP)
+PORT_PROTOCOLS = {Protocol.TCP: "tcp", Protocol.UDP: "udp"}
 
 
 def keep_chain(ports: PortRange) -> str:
@@ -17,25 +17,17 @@ def keep_chain(ports: PortRange) -> str:
 
 def soft_addresses(slices: Sequence[Slice]) -> dict[str, str]:
     """Return the soft-unicast addresses: elements of ``soft4`` or ``soft6``."""
-    return {str(owned.address): "" for owned in slices}
+    return {address_text(owned.address): "" for owned in slices}
 
 
 def owned_ports(slices: Sequence[Slice]) -> dict[str, str]:
     """Return address . protocol . ports of every TCP and UDP slice: elements of ``owned4`` or ``owned6``."""
-    return {
-        concat(owned.address, protocol.value, ports): ""
-        for owned, protocol in _with_protocols(slices)
-        for ports in owned.ranges
-    }
+    return {f"{place} . {ports}": "" for owned, place in _places(slices) for ports in owned.ranges}
 
 
 def rewritten_ports(slices: Sequence[Slice]) -> dict[str, str]:
     """Return the same without the ports that are kept for sockets: elements of ``rewrites4`` or ``rewrites6``."""
-    return {
-        concat(owned.address, protocol.value, ports): ""
-        for owned, protocol in _with_protocols(slices)
-        for ports in owned.rewrite_ranges
-    }
+    return {f"{place} . {ports}": "" for owned, place in _places(slices) for ports in owned.rewrite_ranges}
 
 
 def owned_echo(slices: Sequence[Slice]) -> dict[str, str]:
@@ -46,8 +38,8 @@ def owned_echo(slices: Sequence[Slice]) -> dict[str, str]:
 def confined_ports(slices: Sequence[Slice], family: int) -> dict[str, str]:
     """Map every owned range to itself: a local flow keeps a free port, and moves inside the range otherwise."""
     return {
-        concat(owned.address, protocol.value, ports): _own_range(owned, ports, family)
-        for owned, protocol in _with_protocols(slices)
+        f"{place} . {ports}": _own_range(owned, ports, family)
+        for owned, place in _places(slices)
         for ports in _parts(owned)
     }
 
@@ -71,8 +63,8 @@ def spill_chain(owned: Slice, family: int) -> str:
 def spilled_ports(slices: Sequence[Slice], family: int) -> dict[str, str]:
     """Map the ranges of every slice that has several to its chain: elements of ``spill4`` or ``spill6``."""
     return {
-        concat(owned.address, protocol.value, ports): f"goto {spill_chain(owned, family)}"
-        for owned, protocol in _with_protocols(slices)
+        f"{place} . {ports}": f"goto {spill_chain(owned, family)}"
+        for owned, place in _places(slices)
         if len(owned.ranges) > 1
         for ports in owned.ranges
     }
@@ -88,15 +80,18 @@ def _own_range(owned: Slice, ports: PortRange, family: int) -> str:
     return f"goto {keep_chain(ports)}" if family == 6 else port_data(owned.address, ports)
 
 
-def _with_protocols(slices: Sequence[Slice]) -> Iterator[tuple[Slice, Protocol]]:
-    return (
-        (owned, protocol) for owned in slices for protocol in PORT_PROTOCOLS if protocol in owned.protocols
-    )  # fmt: skip
+def _places(slices: Sequence[Slice]) -> Iterator[tuple[Slice, str]]:
+    """Yield each TCP and UDP slice with what comes before the ports in a key: ``198.51.100.10 . tcp``."""
+    for owned in slices:
+        address = address_text(owned.address)
+        for protocol, word in PORT_PROTOCOLS.items():
+            if protocol in owned.protocols:
+                yield owned, f"{address} . {word}"
 
 
 def _parts(owned: Slice) -> list[PortRange]:
     """Return the ranges that a port may not leave when it is moved: those for rewriting, and those for sockets."""
-    return sorted((*owned.rewrite_ranges, *owned.socket_ranges))
+    return sorted((*owned.rewrite_ranges, *owned.socket_ranges)) if owned.socket_ranges else sorted(owned.ranges)
 
 
 def _icmp_slices(slices: Sequence[Slice]) -> Iterator[Slice]:

@@ -6,6 +6,8 @@ The spelling is the one that ``nft list`` uses, so that a rendered element and a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
 
 from nat_rewriter.model.policy import Network
 from nat_rewriter.model.slices import Address, PortRange, Protocol
@@ -13,12 +15,27 @@ from nat_rewriter.model.slices import Address, PortRange, Protocol
 
 def concat(*fields: object) -> str:
     """Return the fields as an nft concatenation: ``198.51.100.10 . tcp . 9000-9009``."""
-    return " . ".join(str(field) for field in fields)
+    return " . ".join([field if isinstance(field, str) else _spelled(field) for field in fields])
+
+
+def address_text(address: Address) -> str:
+    """Return an address as nft lists it."""
+    return _address_text(address.version, int(address))
+
+
+@lru_cache(maxsize=1 << 17)
+def _address_text(family: int, number: int) -> str:
+    # An address is spelled once for each protocol, range and set: most of the time of rendering, were it not kept.
+    return str(IPv6Address(number) if family == 6 else IPv4Address(number))
+
+
+def _spelled(field: object) -> str:
+    return address_text(field) if isinstance(field, IPv4Address | IPv6Address) else str(field)
 
 
 def network_text(network: Network) -> str:
     """Return a network as nft lists it: a host without its prefix length."""
-    return str(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
+    return address_text(network.network_address) if network.prefixlen == network.max_prefixlen else str(network)
 
 
 def set_of(values: Iterable[object]) -> str:
@@ -40,7 +57,7 @@ def target(address: Address, ports: PortRange) -> str:
 
 def port_data(address: Address, ports: PortRange) -> str:
     """Return address . ports as the data of a map of ranges: nft reads a lone port there as data of another length."""
-    return f"{address} . {ports.first}-{ports.last}"
+    return f"{address_text(address)} . {ports.first}-{ports.last}"
 
 
 def l4proto(protocol: Protocol, family: int) -> str:
