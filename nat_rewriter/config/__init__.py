@@ -52,6 +52,8 @@ def check_document(document: Document, file: str) -> Policy:
     snat = read_snat(root, slices, pools)
     dnat = read_dnat(root, slices)
     route = read_route(root, slices)
+    if settings and route and controller.local_mark & route.mask:
+        settings.refuse("local_mark", "a bit that is not in the mask of [route]")
     proxies = tuple(read_proxies(root, slices, controller.coexist))
     root.refuse_unknown()
     if report.problems:
@@ -68,6 +70,7 @@ def _read_controller(section: Section) -> Controller:
         srcnat_priority=section.one(
             "srcnat_priority", values.integer(FIRST_PRIORITY, LAST_PRIORITY, 100), usual.srcnat_priority
         ),
+        local_mark=section.one("local_mark", values.bit, usual.local_mark),
     )
     timeouts = _read_timeouts(section)
     section.refuse_unknown()

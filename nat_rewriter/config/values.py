@@ -86,6 +86,13 @@ def integer(low: int, high: int, example: int) -> Callable[[object], int]:
     return parse
 
 
+def bit(value: object) -> int:
+    """Return a number of 32 bits of which one is set."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 32 or value & (value - 1):
+        raise Unexpected("one bit of 32, e.g. 0x100")
+    return value
+
+
 def choice(kind: type[E]) -> Callable[[object], E]:
     """Return the parser of the words of an enum."""
     accepted = {member.value: member for member in kind}

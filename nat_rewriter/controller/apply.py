@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nat_rewriter.controller.confirmation import Guardian, Word, decide
 from nat_rewriter.controller.generations import GenerationLog, Record, Warn
 from nat_rewriter.controller.intent import Change, read_change, run_change
+from nat_rewriter.controller.marking import unmark_all
 from nat_rewriter.controller.sysctls import restore_sysctls
 from nat_rewriter.controller.way_back import find_way_back
 from nat_rewriter.errors import NatctlError
@@ -106,13 +107,15 @@ def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:
         decide(table, Word.KEEP)  # or what was there before would come back later
     with held_table(table, wait_s) as nft:
         # What `natctl agent` has beside it goes with it.
-        removals = [plan_removal(nft.read(name)) for name in (table, terms_table_name(table))]
+        live = nft.read(table)
+        removals = [plan_removal(live), plan_removal(nft.read(terms_table_name(table)))]
         transaction = Transaction(tuple(step for removal in removals for step in removal.steps))
         if transaction:
             record = Record(log, warn)
             record.begin(None, "remove", str)
             with record.failing():
                 nft.run(transaction)
+                unmark_all(live)
             record.finish(Outcome.APPLIED)
         for setting in restore_sysctls(log.place):
             warn(f"{setting.name} was changed since natctl set it, and is left as it is")

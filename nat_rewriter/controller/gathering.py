@@ -19,8 +19,8 @@ from nat_rewriter.kernel.sieve import Sieve
 from nat_rewriter.kernel.socket_dumps import dump_sockets
 from nat_rewriter.model.findings import Kind
 from nat_rewriter.model.needs import Needs, needs_of
-from nat_rewriter.model.policy import Policy
-from nat_rewriter.model.slices import Slice
+from nat_rewriter.model.policy import Controller, Policy
+from nat_rewriter.model.slices import Address, Slice
 
 # Kinds that are about flows from soft-unicast addresses alone, but for who is in their way.
 _OF_LOCAL_FLOWS = frozenset({Kind.PORT_LEAKED, Kind.PORT_REMAPPED})
@@ -46,7 +46,7 @@ class Gathering:
     def __init__(self, policy: Policy, kinds: Collection[Kind], begun: HeadStart | None = None) -> None:
         self.needs = needs_of(kinds)
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="gather")
-        self._tables = self._threads.submit(read_tables, policy.slices, kinds, begun)
+        self._tables = self._threads.submit(read_tables, policy, kinds, begun)
         self._drift: Future[list[str]] | None = None
         if self.needs & Needs.DRIFT:
             self._drift = self._threads.submit(read_differences, policy)
@@ -61,9 +61,9 @@ class Gathering:
         return tuple(self._drift.result()) if self._drift else ()
 
 
-def read_tables(slices: Sequence[Slice], kinds: Collection[Kind], begun: HeadStart | None = None) -> Tables:
+def read_tables(policy: Policy, kinds: Collection[Kind], begun: HeadStart | None = None) -> Tables:
     """Return sockets and flows as far as the detection of some kinds looks at them."""
-    found = _finished(begun, slices) if begun else None
+    found = _finished(begun, policy.slices) if begun else None
     if found:
         return found
     needs = needs_of(kinds)
@@ -71,12 +71,28 @@ def read_tables(slices: Sequence[Slice], kinds: Collection[Kind], begun: HeadSta
     sockets = dump_sockets() if needs & Needs.SOCKETS else b""
     if not needs & Needs.FLOWS:
         return Tables(sockets)
-    addresses = {each.address for each in slices}
-    if set(kinds) <= _OF_LOCAL_FLOWS and len(addresses) <= _MOST_ADDRESSES:
-        filters = [FlowFilter(original=TupleFilter(src=address)) for address in addresses]
-    else:
-        filters = [EVERYTHING]
-    return netlink.once_more(lambda: _sifted(sockets, Sieve(slices), filters))
+    filters = _filters(policy, kinds)
+    return netlink.once_more(lambda: _sifted(sockets, Sieve(policy.slices), filters))
+
+
+def _filters(policy: Policy, kinds: Collection[Kind]) -> list[FlowFilter]:
+    """Return which entries to ask the kernel for: together they have all that the kinds are about."""
+    addresses = {each.address for each in policy.slices}
+    if not set(kinds) <= _OF_LOCAL_FLOWS:
+        return [EVERYTHING]
+    bit = policy.controller.local_mark
+    if bit and addresses <= marked_addresses(policy.controller):
+        return [FlowFilter(mark=bit, mark_mask=bit)]
+    if len(addresses) <= _MOST_ADDRESSES:
+        return [FlowFilter(original=TupleFilter(src=address)) for address in addresses]
+    return [EVERYTHING]
+
+
+def marked_addresses(controller: Controller) -> set[Address]:
+    """Return the addresses of which, by the table that is in force, all flows are marked."""
+    from nat_rewriter.kernel.address_sets import list_addresses
+
+    return {each for family in (4, 6) for each in list_addresses(controller.table, controller.marked_set(family))}
 
 
 def _finished(begun: HeadStart, slices: Sequence[Slice]) -> Tables | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from nat_rewriter.controller.marking import forget_leaving, mark_local_flows
 from nat_rewriter.controller.settling import is_unsettling, lasting, settle, settled_protocols, unsettle
 from nat_rewriter.errors import NftError
 from nat_rewriter.kernel.lock import table_lock
@@ -96,6 +97,7 @@ def run_change(change: Change, policy: Policy, nft: Nft, claims: ReadClaims = re
     There is no check before: the skeleton was tried out, and the kernel takes all of a transaction or nothing.
     """
     settled = _settled_throughout(change, nft)
+    forget_leaving(change.wanted, change.live, nft)
     nft.run(change.transaction)
     if change.transaction:
         _verify(change, nft)
@@ -103,6 +105,7 @@ def run_change(change: Change, policy: Policy, nft: Nft, claims: ReadClaims = re
         # Flows that began between the look at conntrack and the new table: their claims died with the old one.
         nft.run(plan_records(change.wanted, claims(policy)))
     settle(change.wanted, policy.slices, nft, settled)
+    mark_local_flows(policy.controller, change.wanted, change.live, nft)
 
 
 def remove(table: str, nft: Nft) -> bool:

@@ -13,6 +13,8 @@ from nat_rewriter.model.route import Route
 from nat_rewriter.model.slices import Address, PortRange, Slice
 
 Network = IPv4Network | IPv6Network
+# How the names of sets begin that say which flows are marked (Controller.marked_set).
+MARKED = "marked"
 
 
 class Coexist(enum.Enum):
@@ -72,7 +74,8 @@ class Timeouts:
 class Controller:
     """The settings of the whole: the table's name and the behaviour of its chains.
 
-    ``timeouts`` is None where the flows of slices keep the timeouts of the network namespace.
+    ``timeouts`` is None where the flows of slices keep the timeouts of the network namespace. ``local_mark`` is the bit
+    of the conntrack mark that natctl may set on flows from soft-unicast addresses, 0 where it may set none.
     """
 
     table: str = "natctl"
@@ -80,6 +83,11 @@ class Controller:
     guard: Guard = Guard.DROP
     srcnat_priority: int = 100
     timeouts: Timeouts | None = None
+    local_mark: int = 0
+
+    def marked_set(self, family: int) -> str:
+        """Return the name of the set of soft-unicast addresses whose flows are all marked; the bit is part of it."""
+        return f"{MARKED}{family}_{self.local_mark.bit_length() - 1}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class Parts:
     spill: bool
     split: bool
     timeouts: Timeouts | None
+    local_mark: int
 
     @classmethod
     def of(cls, policy: Policy) -> Parts:
@@ -38,6 +39,7 @@ class Parts:
             split=coexist is Coexist.SPLIT,
             # A claim lives exactly as long as its conntrack entry only where natctl knows how long that is.
             timeouts=controller.timeouts or (Timeouts() if coexist is Coexist.REFUSE else None),
+            local_mark=controller.local_mark,
         )
 
     @property
@@ -56,7 +58,7 @@ class Parts:
     @property
     def soft(self) -> bool:
         """Whether anything asks which addresses are soft-unicast."""
-        return self.guard or self.claims or self.split or self.timeouts is not None
+        return self.guard or self.claims or self.split or self.timeouts is not None or self.local_mark != 0
 
     @property
     def claim_times(self) -> Timeouts:

@@ -83,7 +83,8 @@ def render(policy: Policy) -> Ruleset:
         table=policy.controller.table,
         skeleton=_fill(policy, families, {}),
         elements=_elements(policy, families),
-        dynamic=frozenset(f"{name}{family.number}" for name in ("strays", "claims") for family in families) | {SETTLED},
+        dynamic=frozenset(f"{name}{family.number}" for name in ("strays", "claims") for family in families)
+        | {SETTLED, *_marked_sets(policy, families)},
     )
 
 
@@ -109,9 +110,14 @@ def _families(policy: Policy) -> list[Family]:
     ]
 
 
+def _marked_sets(policy: Policy, families: Sequence[Family]) -> list[str]:
+    return [policy.controller.marked_set(family.number) for family in families if policy.controller.local_mark]
+
+
 def _elements(policy: Policy, families: Sequence[Family]) -> dict[str, SetElements]:
     parts = Parts.of(policy)
     found: dict[str, SetElements] = {SETTLED: {}} if parts.settles else {}
+    found |= {name: {} for name in _marked_sets(policy, families)}
     for family in families:
         found |= {f"{name}{family.number}": elements for name, elements in _named_elements(policy, family)}
         if parts.guard:

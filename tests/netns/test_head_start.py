@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from own_network import own_network
 
+from nat_rewriter.config import read_policy
 from nat_rewriter.controller.gathering import Tables, read_tables
 from nat_rewriter.kernel.conntrack import FLOW_DTYPE, insert_flow
 from nat_rewriter.kernel.head_start import HeadStart
 from nat_rewriter.model.findings import Kind
-from nat_rewriter.model.slices import PortRange, Protocol, Slice
 from nat_rewriter.model.tuples import FlowTuple
 
 CLIENT, SOFT, SERVER = "10.0.0.2", "198.51.100.10", "203.0.113.1"
-SLICES = (Slice("ams-1", ip_address(SOFT), (PortRange(9000, 9009),), frozenset({Protocol.TCP})),)
 FLOWS = 3000
 CONFIG = f'version = 1\n[[slice]]\nname = "ams-1"\naddress = "{SOFT}"\nports = ["9000-9009"]\nprotocols = ["tcp"]\n'
+POLICY = read_policy(CONFIG.encode())
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ def _told(tables: Tables) -> tuple[int, list[int]]:
 def test_a_look_that_began_before_finds_the_same(flows: None) -> None:
     begun = HeadStart()
     time.sleep(0.1)  # the kernel's answer waits
-    early, usual = read_tables(SLICES, Kind, begun), read_tables(SLICES, Kind)
+    early, usual = read_tables(POLICY, Kind, begun), read_tables(POLICY, Kind)
     assert _told(early) == _told(usual) == (FLOWS, [10000, 11000, 12000])
 
 
 def test_it_is_taken_once_and_begun_again_after_that(flows: None) -> None:
     begun = HeadStart()
-    assert _told(read_tables(SLICES, Kind, begun)) == _told(read_tables(SLICES, Kind, begun))
+    assert _told(read_tables(POLICY, Kind, begun)) == _told(read_tables(POLICY, Kind, begun))
 
 
 @pytest.mark.parametrize(("text", "code"), [(CONFIG, 3), ("version = 2\n", 2)])
