@@ -67,18 +67,20 @@ def _heading() -> str:
 def measure_dumps(programs: Programs, directory: Path, options: argparse.Namespace) -> str:
     """Look at a great table in every way there is."""
     config = {count: write_configuration(directory / f"{count}.toml", count) for count in (1, 4, ADDRESSES)}
-    _prepare(config[ADDRESSES])
+    marking = write_configuration(directory / "marking.toml", marks=True)
+    _prepare(marking)
     subprocess.run([programs.flood, "fill", str(options.entries)], check=True, stdout=subprocess.DEVNULL)
     commands = {
         FLOOR: [programs.listen, "dump"],
         CONNTRACK: ["conntrack", "-L", "-o", "extended"],
         "`cat /proc/net/nf_conntrack`": ["cat", "/proc/net/nf_conntrack"],
-        "`natctl check`": natctl("check", "--config", str(config[ADDRESSES])),
+        "`natctl check`": natctl("check", "--config", str(marking)),
         **{
-            f"`natctl check --only port-leaked,port-remapped`, {_addresses(count)}": natctl(
-                "check", *_LOCAL, "--config", str(path)
+            f"`natctl check --only port-leaked,port-remapped`, {which}": natctl("check", *_LOCAL, "--config", str(path))
+            for which, path in (
+                *((_addresses(count), path) for count, path in config.items()),
+                (f"{_addresses(ADDRESSES)}, `local_mark`", marking),
             )
-            for count, path in config.items()
         },
     }
     title = (

@@ -8,9 +8,11 @@ ADDRESSES = 8
 _SLICES, _FIRST_PORT, _PORTS = 100, 2000, 4000
 
 
-def write_configuration(path: Path, addresses: int = ADDRESSES) -> Path:
-    """Write a configuration with the slices of the first so many addresses."""
+def write_configuration(path: Path, addresses: int = ADDRESSES, *, marks: bool = False) -> Path:
+    """Write a configuration with the slices of the first so many addresses; with ``marks`` local flows are marked."""
     parts = ["version = 1\n"]
+    if marks:
+        parts.append("[controller]\nlocal_mark = 0x100\n")
     names = []
     for number in range(_SLICES):
         if number % ADDRESSES < addresses:
