@@ -49,16 +49,20 @@ class Way:
     src: Address
     dst: Address
     dport: int
+    source: str = field(init=False, repr=False, compare=False)
+    destination: tuple[str, int] = field(init=False, repr=False, compare=False)  # as connect() wants it
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Addresses take microseconds to hash, and every lease is looked up by its way many times.
+        # Addresses take microseconds to hash and to spell, and every lease needs both many times.
+        object.__setattr__(self, "source", str(self.src))
+        object.__setattr__(self, "destination", (str(self.dst), self.dport))
         object.__setattr__(self, "_hash", hash((self.protocol, self.src, self.dst, self.dport)))
 
     def __hash__(self) -> int:
         return self._hash
 
-    def tuple(self, sport: int) -> FlowTuple:
+    def at(self, sport: int) -> FlowTuple:
         """Return the tuple with a source port."""
         return FlowTuple(self.protocol, self.src, sport, self.dst, self.dport)
 
@@ -202,7 +206,7 @@ def _insertion(way: Way, timeout_s: int) -> _Template:
     times = u32_attribute(lib.CTA_TIMEOUT, timeout_s), u32_attribute(lib.CTA_STATUS, Status.CONFIRMED)
 
     def build(port: int) -> bytes:
-        original = way.tuple(port)
+        original = way.at(port)
         return conntrack_message(
             lib.IPCTNL_MSG_CT_NEW, flags, way.src.version, tuple_attribute(lib.CTA_TUPLE_ORIG, original),
             tuple_attribute(lib.CTA_TUPLE_REPLY, original.reversed()), *times,
@@ -227,7 +231,7 @@ def _question(way: Way) -> _Template:
 
 
 def _about(operation: int, way: Way, port: int, *more: bytes) -> bytes:
-    original = tuple_attribute(lib.CTA_TUPLE_ORIG, way.tuple(port))
+    original = tuple_attribute(lib.CTA_TUPLE_ORIG, way.at(port))
     return conntrack_message(operation, 0, way.src.version, original, *more)
 
 

@@ -47,7 +47,7 @@ def open_bound(way: Way, port: int, *, exclusive: bool = False) -> socket.socket
     try:
         if not exclusive:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((str(way.src), port))
+        sock.bind((way.source, port))
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
@@ -58,7 +58,7 @@ def open_bound(way: Way, port: int, *, exclusive: bool = False) -> socket.socket
 
 def begin_connect(sock: socket.socket, way: Way) -> None:
     """Send the first packet of a bound TCP socket, or give a UDP socket its destination; do not wait."""
-    code = sock.connect_ex((str(way.dst), way.dport))
+    code = sock.connect_ex(way.destination)
     if code not in (0, errno.EINPROGRESS):
         raise OSError(code, os.strerror(code))
 
@@ -68,7 +68,7 @@ def hold_by_fast_open(way: Way, port: int) -> socket.socket:
     sock = open_bound(way, port)
     try:
         _defer(sock)
-        code = sock.connect_ex((str(way.dst), way.dport))
+        code = sock.connect_ex(way.destination)
         if code == errno.EINPROGRESS:
             raise _no_fast_open("the kernel has switched it off for a while: tcp_fastopen_blackhole_timeout_sec")
         if code:
@@ -130,7 +130,7 @@ def begin_in_range(way: Way, ports: PortRange) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, ports.last << 16 | ports.first)
         sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, int(way.protocol == "tcp"))
         try:
-            sock.bind((str(way.src), 0))
+            sock.bind((way.source, 0))
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise _foreign_address(way, error) from None

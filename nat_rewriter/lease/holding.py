@@ -56,7 +56,7 @@ def stand_for(way: Way, strategy: Strategy, ports: Sequence[int]) -> Held:
             if sock is not None:
                 sock.close()
         if isinstance(error, OSError) and error.errno:
-            raise connect_failed(error.errno, way.tuple(port)) from None
+            raise connect_failed(error.errno, way.at(port)) from None
         raise
     return held
 

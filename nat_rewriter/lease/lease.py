@@ -68,7 +68,7 @@ class Lease:
     @property
     def tuple(self) -> FlowTuple:
         """The tuple as it is on the wire."""
-        return self.way.tuple(self.port)
+        return self.way.at(self.port)
 
     @property
     def lost(self) -> bool:

@@ -14,7 +14,7 @@ from nat_rewriter.kernel.lease_entries import Entry, LeaseEntries, Way
 from nat_rewriter.lease.destinations import Destination, literal_address, resolve
 from nat_rewriter.lease.holding import begin, begin_alone, passed_over, reserve, stand_for
 from nat_rewriter.lease.keeper import Keeper
-from nat_rewriter.lease.lease import CONNECT_WITHIN_S, Lease, State
+from nat_rewriter.lease.lease import CONNECT_WITHIN_S, TAKEN, Lease, State
 from nat_rewriter.lease.limits import Limits
 from nat_rewriter.lease.ports import PortPools
 from nat_rewriter.lease.strategies import AUTO, Strategy, find_strategy
@@ -47,10 +47,11 @@ class Lessor:
     def __init__(self, policy: Policy, *, term_s: int = TERM_S, verify: bool = True) -> None:
         if term_s < SHORTEST_TERM_S:
             raise UsageError("make lessor", f"expected a term of at least {SHORTEST_TERM_S} seconds", term_s)
-        self.policy, self._term_s, self._verify = policy, term_s, verify
+        self.policy, self._term_s = policy, term_s
         self._slices = {each.name: each for each in policy.slices}
         self._lock = threading.Lock()
         split = policy.controller.coexist is Coexist.SPLIT
+        self._verify = verify and not split  # under split NAT never has a port that is for sockets
         self._ports = {each.name: each.socket_ranges if split else each.ranges for each in policy.slices}
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._pools = PortPools()
@@ -105,7 +106,7 @@ class Lessor:
             raise UsageError(_ACQUIRE, f"expected a port of slice {owned.name} that is for sockets", port)
         leases = self._hold(owned, way, chosen, [port])
         if not leases:
-            raise LeaseLost(_ACQUIRE, "the tuple is taken", way.tuple(port))
+            raise LeaseLost(_ACQUIRE, "the tuple is taken", way.at(port))
         return leases[0]
 
     def acquire_many(
@@ -192,8 +193,7 @@ class Lessor:
         """Raise LeaseLost where the packets of a connection leave with another port than the leased one."""
         if not any(lease.port in ports for ports in self._ports_of(lease.slice)):
             raise LeaseLost("connect from lease", "the kernel took a port outside the slice", lease.tuple)
-        split = self.policy.controller.coexist is Coexist.SPLIT
-        if not self._verify or lease.strategy.against_nat or split or lease.way.protocol != "tcp":
+        if not self._verify or lease.strategy.against_nat or lease.way.protocol != "tcp":
             return
         with contextlib.suppress(PermissionNeeded):
             wire = self.wire_port(lease)
@@ -286,8 +286,11 @@ class Lessor:
         """
         ranges = self._ports_of(lease.slice)
         for ports in self._limits.usable(ranges):
-            with passed_over():
+            try:
                 return placeholders.begin_in_range(lease.way, ports)
+            except OSError as error:
+                if error.errno not in TAKEN:
+                    raise
         return self._begin_by_hand(lease, ranges)
 
     def _begin_by_hand(self, lease: Lease, ranges: tuple[PortRange, ...]) -> socket.socket:

@@ -132,6 +132,8 @@ def newcomer(lab: Lab, lease: Lease, *, shares: bool = True) -> int:
         try:
             other.bind((str(lease.way.src), lease.port))
             other.connect((str(lease.way.dst), lease.way.dport))
+            if kind == socket.SOCK_STREAM:
+                reset(other)
         except OSError as error:
             return error.errno or errno.EIO
     return 0

@@ -1,0 +1,64 @@
+"""What was measured, as Markdown tables, and their places in the documentation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench.coexist.tables import markdown, where
+from bench.strategies.contention import HELD, PORTS, WANTED, Contention
+from bench.strategies.speed import CONNECTIONS, ROUNDS, Bulk, Speed
+from bench.strategies.ways import BARE_RANGE, Way
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "strategies.md"
+
+
+def speed_table(ways: Sequence[Way], seen: Mapping[str, Speed]) -> str:
+    """Return connections a second, and how they compare with plain sockets by processor time."""
+    plain = seen[ways[0].name].cpu_us
+    protects = {way.name: way.protects for way in ways}
+    rows = [
+        (
+            name, f"{one.per_second:.0f}", f"{plain / one.cpu_us:.2f}", f"{one.p50_us:.0f}", f"{one.p99_us:.0f}",
+            f"{one.cpu_us:.0f}", protects.get(name, ""),
+        )
+        for name, one in seen.items()
+    ]  # fmt: skip
+    columns = ("", "connections/s", "of plain, by CPU", "p50 us", "p99 us", "CPU us each", "protects against")
+    return (
+        f"One thread of Python, {CONNECTIONS} connections one after the other, best of {ROUNDS} rounds; the time is "
+        f"the application's, from the call until the socket is connected. {BARE_RANGE} is what port-range is made of, "
+        f"with nothing around it. {where()}\n\n{markdown(columns, rows)}"
+    )
+
+
+def bulk_table(held: Mapping[str, Bulk], connected: Mapping[str, Bulk]) -> str:
+    """Return leases a second."""
+    rows = [
+        (
+            f"lease, {name}", f"{one.per_second:.0f}", f"{one.per_cpu_second:.0f}",
+            f"{connected[name].per_second:.0f}", f"{connected[name].per_cpu_second:.0f}",
+        )
+        for name, one in held.items()
+    ]  # fmt: skip
+    columns = ("", "leases/s", "a CPU second", "leased and connected/s", "a CPU second")
+    return f"`acquire_many` of {CONNECTIONS} leases, best of {ROUNDS} rounds. {where()}\n\n{markdown(columns, rows)}"
+
+
+def contention_table(seen: Mapping[str, Contention]) -> str:
+    """Return how connections fared beside NAT flows."""
+    rows = [(name, one.exact, one.moved, one.failed, one.leaked, f"{one.longest_ms:.1f}") for name, one in seen.items()]
+    columns = ("", "with their port", "with another port", "failed", "leaked packets", "longest ms")
+    return (
+        f"{len(PORTS)} ports, {HELD} of them held by NAT flows to one server, {WANTED} local connections to it. "
+        f"{where()}\n\n{markdown(columns, rows)}"
+    )
+
+
+def write(part: str, table: str) -> None:
+    """Put a table between its marks in the documentation."""
+    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+    text = DOCUMENT.read_text(encoding="utf-8")
+    body = f"{begin}\n\n{table}\n\n{end}"
+    DOCUMENT.write_text(re.sub(f"{begin}.*{end}", lambda _: body, text, flags=re.DOTALL), encoding="utf-8")
