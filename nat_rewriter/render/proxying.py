@@ -59,5 +59,6 @@ def _verdict(mode: ProxyMode, endpoint: Endpoint) -> str:
     place = f":{endpoint.port}" if everywhere else str(endpoint)
     if mode is ProxyMode.TPROXY:
         # Connections that were forwarded before the rule came stay as they are.
-        return f"ct state new tproxy {ip} to {place} meta mark set {TPROXY_MARK:#010x} accept"
+        mark = f"{TPROXY_MARK:#010x}"
+        return f"ct state new tproxy {ip} to {place} ct mark set {mark} meta mark set {mark} accept"
     return f"redirect to {place}" if everywhere else f"dnat {ip} to {place}"

@@ -34,7 +34,7 @@ SLICES = _SLICES.format(SOFT=SOFT, SOFT_6=SOFT_6, ports="9000-9009")
 WIDE_SLICES = _SLICES.format(SOFT=SOFT, SOFT_6=SOFT_6, ports="9000-9999")  # for many connections after another
 
 
-def proxy_text(mode: str, listen: str, **keys: object) -> str:
+def proxy_text(mode: str, listen: str | list[str], **keys: object) -> str:
     """Return a [[proxy]] named after its mode, with both slices unless keys say otherwise."""
     fields: dict[str, object] = {"name": mode, "mode": mode, "listen": listen, "slices": ["ams-1", "ams-6"]} | keys
     return "\n[[proxy]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())

@@ -100,6 +100,15 @@ static enum attempt attempt(struct worker *worker, struct connection *connection
     return watch(worker, connection, UPSTREAM) ? UNDER_WAY : IMPOSSIBLE;
 }
 
+/* Whether another source is worth a try: with coexist = "refuse" it may have been the rule that refused this one. */
+static bool may_be_claimed(const struct worker *worker, struct connection *connection, int error) {
+    uint32_t most = ports_count(worker->pools[connection->proxy], connection->destination.family);
+    if (most > MOST_REFUSALS)
+        most = MOST_REFUSALS;
+    bool may_be = error == ECONNREFUSED && proxy_of(worker, connection)->retry_refused;
+    return may_be && ++connection->refused < most;
+}
+
 /* Tries sources until one is under way, or until there is none, or for so long that others should have their turn. */
 void upstream_search(struct worker *worker, struct connection *connection) {
     struct port_pool *pool = worker->pools[connection->proxy];
@@ -117,22 +126,19 @@ void upstream_search(struct worker *worker, struct connection *connection) {
         enum attempt how = attempt(worker, connection);
         if (how == UNDER_WAY)
             return;
-        if (how == IMPOSSIBLE) {
-            next_address(worker, connection, outcome_of(errno), errno);
+        int error = errno;
+        if (how == IMPOSSIBLE && !may_be_claimed(worker, connection, error)) {
+            next_address(worker, connection, outcome_of(error), error);
             return;
         }
         worker->counters[connection->proxy].port_tries++;
-        drop_attempt(worker, connection, true);
+        drop_attempt(worker, connection, how == TAKEN);
     }
     make_ready(worker, connection);
 }
 
 static void attempt_failed(struct worker *worker, struct connection *connection, int error) {
-    uint32_t most = ports_count(worker->pools[connection->proxy], connection->destination.family);
-    if (most > MOST_REFUSALS)
-        most = MOST_REFUSALS;
-    bool maybe_claimed = error == ECONNREFUSED && proxy_of(worker, connection)->retry_refused;
-    if (!maybe_claimed || ++connection->refused >= most) {
+    if (!may_be_claimed(worker, connection, error)) {
         next_address(worker, connection, outcome_of(error), error);
         return;
     }
