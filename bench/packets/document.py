@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from bench.coexist.tables import DOCUMENT, markdown, where
-from bench.packets.measuring import KINDS, PLAIN, Costs
+from bench.packets.measuring import KINDS, Costs
 from bench.packets.place import Shape
 
 BEGIN, END = "<!-- packets: begin -->", "<!-- packets: end -->"
@@ -15,7 +15,7 @@ BEGIN, END = "<!-- packets: begin -->", "<!-- packets: end -->"
 def table(shape: Shape, seen: Costs) -> str:
     """Return microseconds a packet and their ratio to one plain SNAT rule."""
     rows = [
-        (name, *(f"{ns / 1e3:.2f} ({ns / seen[PLAIN][kind]:.2f})" for kind, ns in kinds.items()))
+        (name, *(f"{cost.nanoseconds / 1e3:.2f} ({cost.ratio:.2f})" for cost in kinds.values()))
         for name, kinds in seen.items()
     ]
     plural = "slice" if shape.count == 1 else "slices"

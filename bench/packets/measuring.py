@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from bench.coexist.settings import apply, configuration
 from bench.packets.place import CLIENTS, FIRST_PORT, PORTS_EACH, SLICES_AN_ADDRESS, Place, Shape, place, soft
 from netns_lab.topology import CLIENT_LINK
 
-ROUNDS = 12
+ROUNDS = 8
 PLAIN, PLAIN_AGAIN = "plain nft SNAT", "plain nft SNAT again"
 # coexist and guard.
 WAYS: Mapping[str, tuple[str, str] | None] = {
@@ -32,32 +33,59 @@ KINDS: Mapping[str, Callable[[Place], float]] = {
     "first, TCP": lambda at: at.send_first(tcp=True),
 }
 
-Costs = Mapping[str, Mapping[str, float]]
+LAST_ESTABLISHED = "established, back"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Nanoseconds a packet, and how many times those of plain SNAT measured just before and after: medians."""
+
+    nanoseconds: float
+    ratio: float
+
+
+Costs = Mapping[str, Mapping[str, Cost]]
 
 
 def costs(shape: Shape, times: int, ways: Sequence[str]) -> Costs:
-    """Return nanoseconds a packet, by way and kind: the median of repetitions in which all ways take turns."""
+    """Return what a packet costs, by way and kind.
+
+    The processor's speed changes by the second where others use it too: each measurement is compared with those of the
+    plain rule right before and after it.
+    """
+    seen: dict[str, dict[str, list[Cost]]] = {name: {kind: [] for kind in KINDS} for name in ways}
     with ExitStack() as stack:
         places = {name: stack.enter_context(_prepared(shape, name)) for name in (PLAIN, *ways)}
-        seen: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in KINDS} for name in places}
-        for time in range(times):
-            # Each goes first at times: what runs after another finds the processor's caches as that has left them.
-            for name in _rotated(list(places), time):
-                for kind, nanoseconds in _measured(places[name]):
-                    seen[name][kind].append(nanoseconds)
-    return {name: {kind: statistics.median(all_) for kind, all_ in kinds.items()} for name, kinds in seen.items()}
+        for _ in range(times):
+            for at in places.values():
+                at.establish()
+            for kind in KINDS:
+                for name, cost in _in_turns(kind, places):
+                    seen[name][kind].append(cost)
+                if kind == LAST_ESTABLISHED:
+                    for at in places.values():
+                        at.forget()
+    return {name: {kind: _median(all_) for kind, all_ in kinds.items()} for name, kinds in seen.items()}
 
 
-def _rotated(names: list[str], by: int) -> list[str]:
-    return names[by % len(names) :] + names[: by % len(names)]
+def _in_turns(kind: str, places: Mapping[str, Place]) -> Iterator[tuple[str, Cost]]:
+    before = _measured(kind, places[PLAIN])
+    for name, at in places.items():
+        if name != PLAIN:
+            this, after = _measured(kind, at), _measured(kind, places[PLAIN])
+            yield name, Cost(this, 2 * this / (before + after))
+            before = after
 
 
-def _measured(at: Place) -> Iterator[tuple[str, float]]:
-    at.establish()
-    for kind, send in KINDS.items():
-        yield kind, send(at)
-        if kind.startswith("first") or kind == "established, back":
-            at.forget()
+def _measured(kind: str, at: Place) -> float:
+    nanoseconds = KINDS[kind](at)
+    if kind.startswith("first"):
+        at.forget()
+    return nanoseconds
+
+
+def _median(seen: Sequence[Cost]) -> Cost:
+    return Cost(statistics.median(one.nanoseconds for one in seen), statistics.median(one.ratio for one in seen))
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class Parts:
     @property
     def soft(self) -> bool:
         """Whether anything asks which addresses are soft-unicast."""
-        return self.guard or self.claims or self.split or self.timeouts is not None or self.local_mark != 0
+        return self.guard or self.confine or self.claims or self.timeouts is not None or self.local_mark != 0
 
     @property
     def claim_times(self) -> Timeouts:
