@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,7 @@ def _apply(env: Env, options: ApplyOptions) -> int:
     from nat_rewriter.kernel.confirm_socket import is_waiting
 
     options.check()
+    gc.disable()  # ten thousand slices are a million objects, none of them garbage before the end
     if options.confirmed:
         return confirm(find_log(env, options.state, options.table).place.table)
     if options.rollback is None:
@@ -218,7 +220,8 @@ def print_applied(env: Env, applied: Applied, configuration: Configuration, log:
 def summary(change: Change) -> str:
     """Return in a line what was done to the table."""
     words = {"none": "up to date", "create": "created", "rebuild": "rebuilt", "update": "updated"}
-    added = sum(len(one.added) for one in change.sets)
-    removed = sum(len(one.removed) for one in change.sets)
+    sets = change.sets
+    added = sum(len(one.added) for one in sets)
+    removed = sum(len(one.removed) for one in sets)
     counts = f": {added} elements added, {removed} removed" if added or removed else ""
     return f"table inet {change.wanted.table}: {words[change.action]}{counts}"

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from nat_rewriter.errors import DecodeError, NetlinkError
-from nat_rewriter.kernel.netlink import refusal
-from nat_rewriter.kernel.nft_elements import Elements, decode_elements, layout_of
+from nat_rewriter.kernel.netlink import attribute, message, nested, refusal
+from nat_rewriter.kernel.nft_elements import Elements, decode_elements, encode_key, layout_of
 
 AskKernel = Callable[[Sequence[bytes]], bytes]
 Attributes = list[tuple[int, bytes]]
@@ -21,7 +21,7 @@ DOING = "list ruleset"
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _TABLE, _CHAIN, _RULE, _SET, _ELEMENTS, _GENERATION, _OBJECT, _FLOWTABLE = 1, 4, 7, 10, 13, 16, 19, 23  # NFT_MSG_GET*
 _INET = 1
-_REQUEST, _ACK, _DUMP, _DUMP_CHANGED = 0x1, 0x4, 0x300, 0x10
+_ACK, _DUMP, _DUMP_CHANGED = 0x4, 0x300, 0x10
 _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")
 _FAMILY = struct.Struct(">BBH")
@@ -35,7 +35,7 @@ _PASSING = {_TABLE: {3, 4, 5}, _CHAIN: {2, 6, 8, 9}, _RULE: {3, 6, 8}, _SET: {10
 _OF_TABLE = 1  # NFTA_CHAIN_TABLE and its like
 _SET_NAME, _SET_FLAGS, _SET_ANONYMOUS = 2, 3, 0x1
 _RULE_EXPRESSIONS, _EXPRESSION_NAME, _EXPRESSION_DATA, _LOOKUP_SET = 4, 1, 2, 1
-_ELEMENT_LIST = 3
+_ELEMENT_LIST, _GENERATION_ID = 3, 1
 
 
 class Message(NamedTuple):
@@ -74,6 +74,46 @@ def read_table(ask: AskKernel, table: str) -> DumpedTable | None:
     raise NetlinkError(DOING, errno.EAGAIN, "rulesets change faster than this one can be read")
 
 
+def read_generation(ask: AskKernel) -> int:
+    """Return how many rulesets this network namespace has had: another number is another ruleset of some table.
+
+    Raises PermissionNeeded, NetlinkError, DecodeError.
+    """
+    answers = _asked(ask, [generation_question()]) or [[]]
+    found = [value for one in answers[0] for kind, value in attributes(one.content) if kind == _GENERATION_ID]
+    if not found:
+        raise DecodeError(DOING, "no number of the ruleset in the answer", len(answers))
+    return int.from_bytes(found[0])
+
+
+def find_elements(ask: AskKernel, table: str, wanted: Mapping[str, Sequence[str]]) -> dict[str, Elements] | None:
+    """Return those of the wanted elements, by set and key, that are there; a range is found by its first value.
+
+    None where a set is of a type, or an element of a form, that only nft knows. Raises as :func:`read_table`.
+    """
+    described = _asked(ask, [_question(_SET, _ACK, (1, _name(table)), (2, _name(name))) for name in wanted])
+    if described is None:
+        return None
+    layouts = {name: layout_of(dict(attributes(one[0].content))) for name, one in zip(wanted, described, strict=False)}
+    questions = [(name, _element_question(table, name, key)) for name, keys in wanted.items() for key in keys]
+    answers = _asked(ask, [question for _, question in questions], all_there=False) or []
+    found: dict[str, Elements] = {}
+    for name, layout in layouts.items():
+        if layout is None or layout.is_sorted:
+            return None
+        mine = [
+            one.whole
+            for (asked, _), found_there in zip(questions, answers, strict=False)
+            if asked == name
+            for one in found_there
+        ]
+        elements = decode_elements(b"".join(map(_padded, mine)), layout)
+        if elements is None:
+            return None
+        found[name] = elements
+    return found
+
+
 def generation_question() -> bytes:
     """Return the question for the number of rulesets that this network namespace has had."""
     return _question(_GENERATION, _ACK)
@@ -81,7 +121,7 @@ def generation_question() -> bytes:
 
 def elements_question(table: str, name: bytes) -> bytes:
     """Return the question for the elements of a set, which is named as the kernel does: with a NUL at its end."""
-    return _question(_ELEMENTS, _DUMP, (1, table.encode() + b"\0"), (2, name))
+    return _question(_ELEMENTS, _DUMP, (1, _name(table)), (2, name))
 
 
 def attributes(content: bytes) -> Attributes:
@@ -97,8 +137,18 @@ def attributes(content: bytes) -> Attributes:
     return found
 
 
+def _element_question(table: str, name: str, key: str) -> bytes:
+    element = nested(1, nested(1, attribute(1, encode_key(key))))  # NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE
+    named = attribute(1, _name(table)) + attribute(2, _name(name))
+    return message(_SUBSYSTEM | _ELEMENTS, _ACK, _FAMILY.pack(_INET, 0, 0) + named + nested(_ELEMENT_LIST, element))
+
+
+def _name(text: str) -> bytes:
+    return text.encode() + b"\0"
+
+
 def _skeleton_questions(table: str) -> list[bytes]:
-    name = (_OF_TABLE, table.encode() + b"\0")
+    name = (_OF_TABLE, _name(table))
     return [
         generation_question(),
         _question(_TABLE, _ACK, name),
@@ -108,23 +158,21 @@ def _skeleton_questions(table: str) -> list[bytes]:
 
 
 def _question(kind: int, flags: int, *named: tuple[int, bytes]) -> bytes:
-    content = _FAMILY.pack(_INET, 0, 0)
-    for number, value in named:
-        content += _ATTRIBUTE.pack(4 + len(value), number) + value + bytes(-len(value) % 4)
-    return _HEADER.pack(_HEADER.size + len(content), _SUBSYSTEM | kind, flags | _REQUEST, 0, 0) + content
+    content = _FAMILY.pack(_INET, 0, 0) + b"".join(attribute(number, value) for number, value in named)
+    return message(_SUBSYSTEM | kind, flags, content)
 
 
-def _asked(ask: AskKernel, questions: Sequence[bytes]) -> list[list[Message]] | None:
-    """Return the answers to each question; None where something that is asked for is not there."""
+def _asked(ask: AskKernel, questions: Sequence[bytes], *, all_there: bool = True) -> list[list[Message]] | None:
+    """Return the answers to each question; None where something is not there that has to be."""
     answers: list[list[Message]] = [[]]
     for one in _messages(ask(questions)):
         if one.kind not in (_ERROR, _DONE):
             answers[-1].append(one)
             continue
         code = -struct.unpack_from("=i", one.whole, _HEADER.size)[0] if len(one.whole) > _HEADER.size + 3 else 0
-        if code == errno.ENOENT:
+        if code == errno.ENOENT and all_there:
             return None
-        if code:
+        if code not in (0, errno.ENOENT):
             raise refusal(DOING, code)
         answers.append([])
     if len(answers) != len(questions) + 1 or answers[-1]:
@@ -153,7 +201,7 @@ def _changed(first: list[list[Message]], second: list[list[Message]]) -> bool:
 
 def _skeleton(table: str, first: list[list[Message]], held: dict[bytes, list[Message]]) -> object:
     _, tables, chains, sets, rules, objects, flowtables, _ = first
-    name = (_OF_TABLE, table.encode() + b"\0")
+    name = (_OF_TABLE, _name(table))
     described = [_lasting(_SET, one) for one in sets]
     anonymous = {
         dict(one)[_SET_NAME]: (_without(one, _SET_NAME), _contents(held[dict(one)[_SET_NAME]]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
 from nat_rewriter.errors import DecodeError
@@ -22,6 +22,7 @@ _FIELDS = {7: lib.NR_FIELD_IPV4, 8: lib.NR_FIELD_IPV6, 12: lib.NR_FIELD_PROTOCOL
 _INTEGER = 4
 _WIDTHS = {lib.NR_FIELD_IPV6: 16}
 _REGISTER = 4
+_PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
 class Layout(NamedTuple):
@@ -73,6 +74,21 @@ def decode_elements(messages: bytes, layout: Layout) -> Elements | None:
     lines = ffi.unpack(text, written[0]).decode().split("\n")[:-1]
     found = zip(lines[::2], lines[1::2], strict=True) if layout.is_map else ((line, "") for line in lines)
     return dict(_intervals(sorted(found), is_ipv6=layout.is_ipv6)) if layout.is_sorted else dict(found)
+
+
+def encode_key(key: str) -> bytes:
+    """Return a key in the spelling of nft as the kernel has it, of a range the first value.
+
+    Each field of a concatenation fills registers of four bytes.
+    """
+    fields = [_encoded(field.partition("-")[0].partition("/")[0]) for field in key.split(" . ")]
+    return fields[0] if len(fields) == 1 else b"".join(field + bytes(-len(field) % _REGISTER) for field in fields)
+
+
+def _encoded(field: str) -> bytes:
+    if field in _PROTOCOLS:
+        return bytes((_PROTOCOLS[field],))
+    return int(field).to_bytes(2) if field.isdecimal() else ip_address(field).packed
 
 
 def _intervals(boundaries: list[tuple[str, str]], *, is_ipv6: bool) -> Iterator[tuple[str, str]]:
