@@ -1,0 +1,1 @@
+"""The proxy and HAProxy, side by side."""
