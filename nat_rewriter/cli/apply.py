@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
 PREVIOUS = "previous"
 
+# Why not, and what to do. A way back that is not complete would be worse than none.
+_INSTEAD = {
+    ("--confirm", "--drain"): ": flows that were ended cannot be given back; drain alone, natctl diff shows before "
+    "what it withdraws",
+    ("--confirm", "--sysctls"): ": only the table is taken back; keep the change first, then apply --sysctls",
+    ("--dry-run", "--drain"): ": nothing is waited for in a dry run; natctl diff counts the flows of withdrawn slices",
+    ("--dry-run", "--sysctls"): ": natctl doctor tells which sysctls would be set",
+}
+
 wait_option = click.option(
     "--wait", "wait_s", metavar="SECONDS", type=click.FloatRange(min=0), default=0.0,
     help="How long to wait for another natctl that is at work on the table. [default: not at all]",
@@ -109,7 +118,7 @@ class ApplyOptions:
         if self.sysctls and (self.dry_run or self.confirmed or self.confirm_s is not None):
             words.append("--sysctls")
         if len(words) > 1:
-            raise click.UsageError(f"{' and '.join(words)} do not go together")
+            raise click.UsageError(f"{' and '.join(words)} do not go together{_INSTEAD.get(tuple(words), '')}")
 
 
 def _apply(env: Env, options: ApplyOptions) -> int:
