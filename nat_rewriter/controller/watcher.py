@@ -336,6 +336,7 @@ class Watcher:
             destinations=tuple(list_busiest(whole, _DESTINATIONS)) if self._count_use else (),
             findings=tuple(self._tracker.open),
             opened=dict(self._tracker.opened),
+            recorder=self._recorder.status if self._recorder else None,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from nat_rewriter.detect.endings import deletion
 from nat_rewriter.detect.joins import NO_ROW, holders_of, sockets_of
 from nat_rewriter.detect.keys import byte_flags
 from nat_rewriter.detect.observation import PORTED, TCP, Observation, Rows
@@ -13,7 +14,6 @@ from nat_rewriter.detect.ownership import NOBODY
 from nat_rewriter.detect.parties import flow_party, original_tuple, port_word, reply_tuple, socket_party
 from nat_rewriter.model.findings import Finding, Kind, Party
 from nat_rewriter.model.flows import TCP_STATES, Present, Status
-from nat_rewriter.model.tuples import FlowTuple
 
 # The ordinary afterlife of every connection: the kernel ends these within two minutes by itself.
 _ENDING = byte_flags(TCP_STATES.index(name) for name in ("TIME_WAIT", "CLOSE", "LAST_ACK"))
@@ -62,7 +62,7 @@ def _orphaned(observation: Observation, row: int) -> Finding:
         Kind.ENTRY_ORPHANED,
         f"The socket {own.source} to {own.destination} is gone, but its conntrack entry still occupies "
         f"{port_word(own)} {own.sport} to that destination{left}.",
-        f"Wait until the entry ends, or end it with {_deletion(own)}.",
+        f"Wait until the entry ends, or end it with {deletion(own)}.",
         slice=observation.index.slice_name(int(observation.local_slices[row])),
         protocol=own.protocol,
         tuple=own,
@@ -77,7 +77,7 @@ def _stuck(observation: Observation, row: int, socket_row: int) -> Finding:
         Kind.ENTRY_STUCK,
         f"The unanswered entry of {own.source} to {own.destination} keeps rewriting it to {port_word(own)} "
         f"{wire.dport}, although {port_word(own)} {own.sport} is free again: each retry keeps the entry alive.",
-        f"End the entry with {_deletion(own)}: the next retry then keeps its port.",
+        f"End the entry with {deletion(own)}: the next retry then keeps its port.",
         slice=observation.index.slice_name(int(observation.local_slices[row])),
         protocol=own.protocol,
         tuple=own,
@@ -100,16 +100,9 @@ def _stranded(flow: Any) -> Finding:
         Kind.FLOW_STRANDED,
         f"The NAT flow of {own.source} to {own.destination} leaves from {wire.source}, which no "
         f"slice of this host owns: its replies go elsewhere.",
-        f"Give the port back to a slice of this host until the flow has ended, or end it with {_deletion(own)}.",
+        f"Give the port back to a slice of this host until the flow has ended, or end it with {deletion(own)}.",
         protocol=own.protocol,
         tuple=own,
         wire_sport=wire.sport,
         holder=flow_party(flow, local=False),
     )
-
-
-def _deletion(own: FlowTuple) -> str:
-    ends = f"conntrack -D -p {own.protocol} -s {own.src} -d {own.dst}"
-    if own.has_echo_id:
-        return f"{ends} --icmp-id {own.sport}"
-    return f"{ends} --sport {own.sport} --dport {own.dport}"

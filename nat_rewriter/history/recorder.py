@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from nat_rewriter.history.records import Column, Records, Sighting, Trait, joine
 from nat_rewriter.history.sightings import sightings_of
 from nat_rewriter.model.flows import Event
 from nat_rewriter.model.slices import Slice
+from nat_rewriter.model.watching import RecorderStatus
 
 FLUSH_EVERY_S = 0.5
 QUEUED_FLOWS = 400_000  # some 64 MiB
@@ -35,16 +35,6 @@ _KINDS = np.array([Sighting.SEEN, Sighting.OPENED, Sighting.SEEN, Sighting.CLOSE
 
 NameProcesses = Callable[[Records], None]
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RecorderStatus:
-    """What a recorder has done since it began."""
-
-    written: int = 0  # sightings that are on disk
-    lost: int = 0  # entries and sightings that are not, and never will be
-    queued: int = 0
-    problem: str = ""  # why nothing is written now
 
 
 class _Item(NamedTuple):

@@ -26,6 +26,16 @@ class SliceUse:
 
 
 @dataclass(frozen=True, slots=True)
+class RecorderStatus:
+    """What a recorder of history has done since it began."""
+
+    written: int = 0  # sightings that are on disk
+    lost: int = 0  # entries and sightings that are not, and never will be
+    queued: int = 0
+    problem: str = ""  # why nothing is written now
+
+
+@dataclass(frozen=True, slots=True)
 class WatchStatus:
     """A watcher's state, counters since it began, and what is open now."""
 
@@ -41,6 +51,7 @@ class WatchStatus:
     findings: tuple[Finding, ...] = ()
     opened: Mapping[Kind, int] = field(default_factory=dict)  # findings that opened since it began
     actions: Mapping[tuple[Verb, Result], int] = field(default_factory=dict)
+    recorder: RecorderStatus | None = None  # None: no history is kept
 
 
 @dataclass(frozen=True, slots=True)

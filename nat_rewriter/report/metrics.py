@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from nat_rewriter import __version__
 from nat_rewriter.model.actions import Result, Verb
 from nat_rewriter.model.findings import Kind
-from nat_rewriter.model.watching import ConntrackCounts, WatchStatus
+from nat_rewriter.model.watching import ConntrackCounts, RecorderStatus, WatchStatus
 
 _STATES = ("live", "stale", "syncing")
 # The counters of struct ip_conntrack_stat: include/linux/netfilter/nf_conntrack_common.h.
@@ -53,6 +53,7 @@ class WatchCollector(Collector):
         yield CounterMetricFamily("natctl_events_lost", "Events that the kernel dropped.", value=status.dropped)
         yield CounterMetricFamily("natctl_resyncs", "Dumps of the table after events were lost.", value=status.resyncs)
         yield from _slices(status)
+        yield from _history(status.recorder)
         yield from _conntrack(self._read_counts())
 
 
@@ -101,6 +102,19 @@ def _slices(status: WatchStatus) -> Iterator[Metric]:
         used.add_metric([each.name], each.used)
         findable.add_metric([each.name], each.findable)
     yield from (flows, ports, used, findable)
+
+
+def _history(recorder: RecorderStatus | None) -> Iterator[Metric]:
+    if recorder is None:
+        return
+    yield CounterMetricFamily("natctl_history_written", "Sightings of flows that are on disk.", value=recorder.written)
+    yield CounterMetricFamily(
+        "natctl_history_lost", "Entries and sightings that the history will never have.", value=recorder.lost
+    )
+    yield GaugeMetricFamily("natctl_history_queued", "Entries that wait to be written.", value=recorder.queued)
+    yield GaugeMetricFamily(
+        "natctl_history_failing", "1 while nothing can be written.", value=float(bool(recorder.problem))
+    )
 
 
 def _conntrack(counts: ConntrackCounts | None) -> Iterator[Metric]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 import urllib.request
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def test_a_watch_tells_what_it_and_the_kernel_count(lab: Lab, config: Path) -> N
     assert value(metrics, 'natctl_slice_findable_ports{slice="ams-1"}') == 0
     assert value(metrics, 'natctl_slice_findable_ports{slice="ams-2"}') == 10
     assert value(metrics, "natctl_conntrack_max_entries") > value(metrics, "natctl_conntrack_entries") >= len(kept)
+    assert watching.stop() == 0
+
+
+def test_a_watch_that_keeps_a_history_counts_what_it_wrote(lab: Lab, config: Path, tmp_path: Path) -> None:
+    watching = Watching(lab, config, "--json", "--metrics", "9464", "--record", str(tmp_path / "history"))
+    wait_looking(lab, watching)
+    kept = lab.client.tcp_connect(WEB)
+    deadline = time.monotonic() + 30
+    while not value(metrics := scrape(lab), "natctl_history_written_total"):
+        assert time.monotonic() < deadline, metrics
+        time.sleep(0.2)
+    assert value(metrics, "natctl_history_lost_total") == value(metrics, "natctl_history_failing") == 0
+    assert kept
     assert watching.stop() == 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from nat_rewriter.model.watching import ConntrackCounts, SliceUse, WatchStatus
+from nat_rewriter.model.watching import ConntrackCounts, RecorderStatus, SliceUse, WatchStatus
 from nat_rewriter.report.metrics import WatchCollector
 
 PATH = Path(__file__, "../../../docs/grafana-natctl.json").resolve()
@@ -32,7 +32,8 @@ def metric_names() -> set[str]:
         ("found", "invalid", "insert", "insert_failed", "drop", "early_drop", "error", "search_restart",
          "clash_resolve", "chain_toolong"), 0,
     ),)  # fmt: skip
-    status = WatchStatus("live", slices=(SliceUse("ams-1", 1, "tcp 203.0.113.1:443", 1, 10, 9),))
+    uses = (SliceUse("ams-1", 1, "tcp 203.0.113.1:443", 1, 10, 9),)
+    status = WatchStatus("live", slices=uses, recorder=RecorderStatus())
     registry = CollectorRegistry()
     registry.register(WatchCollector(lambda: status, lambda: ConntrackCounts(1, 10, cpus)))
     return set(re.findall(r"^(natctl_\w+)", generate_latest(registry).decode(), re.MULTILINE))
