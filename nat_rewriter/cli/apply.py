@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PREVIOUS = "previous"
 
 # Why not, and what to do. A way back that is not complete would be worse than none.
-_INSTEAD = {
+_INSTEAD: dict[tuple[str, ...], str] = {
     ("--confirm", "--drain"): ": flows that were ended cannot be given back; drain alone, natctl diff shows before "
     "what it withdraws",
     ("--confirm", "--sysctls"): ": only the table is taken back; keep the change first, then apply --sysctls",
