@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from ipaddress import ip_address
 
-from bench.coexist.load import connects
+from bench.coexist.load import connects, serve
 from bench.coexist.ways import plain
 from bench.strategies.ways import PORT, Way, prepare
 from nat_rewriter.errors import NatctlError
+from nat_rewriter.kernel.conntrack import get_flow
 from nat_rewriter.model.slices import PortRange
+from nat_rewriter.model.tuples import FlowTuple
 from netns_lab import Lab
 from netns_lab.topology import CLIENT, SERVER, SOFT_ADDRESS
 
@@ -32,7 +35,7 @@ class Contention:
 def contend(way: Way) -> Contention:
     """Hold the flows, then connect one after the other."""
     with Lab(slices=[f"{SOFT_ADDRESS}:{PORTS}"]) as lab:
-        server = lab.server.tcp_server(PORT)
+        serve(lab.server, PORT)
         prepare(way, lab) if way.coexist else plain(lab, PORTS)
         lab.egress.sysctl("net.ipv4.ip_local_port_range", "9000 60999")
         flows = connects(lab.client, CLIENT, SERVER, count=HELD, at_once=HELD, rate=5000, hold=-1, patience=2).outcome()
@@ -48,8 +51,13 @@ def contend(way: Way) -> Contention:
                 except (NatctlError, TimeoutError):
                     failed += 1
                 longest = max(longest, time.perf_counter() - began)
-            seen = [port for address, port in server.peers if address == SOFT_ADDRESS]
-            exact = sum(port in seen for port in believed)
+            exact = sum(_wire_port(port) == port for port in believed)
             for one in made:
                 one.close()
         return Contention(exact, len(believed) - exact, failed, lab.leaks().total, longest * 1e3)
+
+
+def _wire_port(port: int) -> int | None:
+    """Return the port on the wire of a connection from a port."""
+    flow = get_flow(FlowTuple("tcp", ip_address(SOFT_ADDRESS), port, ip_address(SERVER), PORT))
+    return flow.reply.dport if flow else None

@@ -152,6 +152,11 @@ def has_port_ranges() -> bool:
     return True
 
 
+def abort_on_close(sock: socket.socket) -> None:
+    """Let a connection that nobody was given end with a reset, which leaves no TIME_WAIT on a port of others."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 def take_error(sock: socket.socket) -> int:
     """Return the errno that a socket has to tell, or 0; it is told once."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nat_rewriter.errors import ConnectFailed, LeaseError, LeaseLost, NatctlError
 from nat_rewriter.kernel.lease_entries import Way
-from nat_rewriter.kernel.placeholders import take_error
+from nat_rewriter.kernel.placeholders import abort_on_close, take_error
 from nat_rewriter.lease.strategies import Strategy
 from nat_rewriter.model.slices import Slice
 from nat_rewriter.model.tuples import FlowTuple
@@ -122,6 +122,7 @@ class Lease:
                 raise self._refused(code)
             self._lessor.verify(self)
         except NatctlError:
+            abort_on_close(sock)
             self._fail()
             raise
         sock.setblocking(True)
