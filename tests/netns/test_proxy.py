@@ -404,3 +404,17 @@ def test_a_silent_reader_stops_the_writer(network: None, tmp_path: Path) -> None
         counted.join(PATIENCE_S)
         peer.close()
         assert counts == [sent]
+
+
+def test_ports_of_a_destination_are_used_in_turn(network: None, tmp_path: Path) -> None:
+    """The port that was used longest ago comes next: it is the first to be out of TIME_WAIT."""
+    with listen_tcp(443) as listener, running(tmp_path, SLICES + PROXIES, workers=1):
+        seen = []
+        for _ in range(20):
+            with dial("127.0.0.1", 8443) as sock:
+                peer, (_, port, *_) = listener.accept()
+                seen.append(port)
+                peer.close()
+                assert read_all(sock) == b""
+    first = seen[0] - 9000
+    assert seen == [9000 + (first + step) % 10 for step in range(20)]

@@ -3,6 +3,8 @@
  * what this worker holds, and what the kernel refused it a moment ago, so that a full slice costs little to refuse. */
 #include "internal.h"
 
+#include <sys/random.h>
+
 #define BUCKETS 4096
 #define BUSY_MS 1000    /* how long a refusal by the kernel is believed */
 #define FORGET_MS 60000 /* how long the place in the ring is remembered: as long as TIME_WAIT */
@@ -21,7 +23,8 @@ struct port_pool {
     const struct relay_proxy *proxy;
     uint32_t counts[2]; /* IPv4, IPv6 */
     uint32_t swept;
-    uint64_t seed;
+    uint64_t key;    /* of the hash: nobody outside can fill one bucket */
+    uint64_t random; /* where rings begin */
     struct destination *buckets[BUCKETS];
 };
 
@@ -32,7 +35,9 @@ static struct port_pool *pool_new(const struct relay_proxy *proxy, uint32_t work
     if (!pool)
         return NULL;
     pool->proxy = proxy;
-    pool->seed = 0x9e3779b97f4a7c15u * (worker + 1) ^ (uint64_t)getpid() << 20;
+    if (getrandom(&pool->key, sizeof pool->key, 0) != sizeof pool->key)
+        pool->key = 0x9e3779b97f4a7c15u * (worker + 1);
+    pool->random = pool->key ^ (uint64_t)getpid() << 20;
     for (uint32_t i = 0; i < proxy->range_count; i++)
         pool->counts[family_index(proxy->ranges[i].first.family)] += proxy->ranges[i].count;
     return pool;
@@ -63,7 +68,7 @@ static uint32_t bucket_of(const struct port_pool *pool, const struct relay_addre
     uint64_t high, low;
     memcpy(&high, address->bytes, 8);
     memcpy(&low, address->bytes + 8, 8);
-    return mix(high ^ mix(low ^ address->port ^ pool->seed)) % BUCKETS;
+    return mix(high ^ mix(low ^ address->port ^ pool->key)) % BUCKETS;
 }
 
 static struct destination *destination_new(struct port_pool *pool, const struct relay_address *address) {
@@ -77,8 +82,8 @@ static struct destination *destination_new(struct port_pool *pool, const struct 
     found->busy = found->held + words;
     found->address = *address;
     found->count = count;
-    pool->seed = mix(pool->seed + 1);
-    found->cursor = pool->seed % count; /* so that workers do not all begin with the same port */
+    pool->random = mix(pool->random + 1);
+    found->cursor = pool->random % count; /* so that workers do not all begin with the same port */
     return found;
 }
 
