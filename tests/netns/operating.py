@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,11 @@ def listing(lab: Lab) -> str:
 def unordered(text: str) -> list[str]:
     """Return the words of a listing: nft lists sets, chains and elements in the order they came."""
     return sorted(text.replace(",", "").split())
+
+
+def lasting(lab: Lab) -> list[str]:
+    """Return the words of the ruleset of the egress host, without what an apply says of conntrack before and after."""
+    return unordered(re.sub(r"(\tset settled \{\n\t\ttype inet_proto\n)\t\telements = .*\n", r"\1", listing(lab)))
 
 
 def generations(lab: Lab) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from operating import NATCTL, generations, listing, outcomes, unordered
+from operating import NATCTL, generations, lasting, outcomes
 
 from nat_rewriter.cli.main import run
 from nat_rewriter.kernel.lock import table_lock
@@ -44,7 +44,7 @@ def many_slices(directory: Path, name: str, first_port: int, guard: str) -> Path
 
 def digest(lab: Lab) -> str:
     """Return a short name for what the kernel has."""
-    return hashlib.sha256(" ".join(unordered(listing(lab))).encode()).hexdigest()
+    return hashlib.sha256(" ".join(lasting(lab)).encode()).hexdigest()
 
 
 # A change of elements alone, and one of the whole table.
