@@ -16,7 +16,8 @@ from nat_rewriter.model.slices import Address, PortRange
 TABLE_FAMILIES = ("netdev", "inet")
 _TUPLES = ("tuples4", "tuples6")
 # As nft lists the rules of route_ingress.nft.j2. A device that is gone is listed by the number it had.
-_PORTS = re.compile(r"^\t\tip6? daddr \. meta l4proto \. th dport \{ (.+) \} jump replies([46])$", re.MULTILINE)
+_PORTS = re.compile(r"^\t\tip6? saddr \. meta l4proto \. th sport \{ (.+) \} jump sent([46])$", re.MULTILINE)
+_ASKING = re.compile(r"^\t\tip6? daddr .+ jump replies([46])$", re.MULTILINE)
 _HANDING = re.compile(r"@tuples([46]) .* fwd ip6? to .* device \"[^\"]+\"$", re.MULTILINE)
 
 
@@ -81,7 +82,7 @@ class RouteNft(KernelNft):
 
 def handed_on(listing: str) -> list[HandedOn]:
     """Return the ports whose replies to the tunnel are handed on, out of the listing of a table of family netdev."""
-    handing = set(_HANDING.findall(listing))
+    handing = set(_HANDING.findall(listing)) & set(_ASKING.findall(listing))
     elements = (found[1].split(", ") for found in _PORTS.finditer(listing) if found[2] in handing)
     return [_handed_on(element) for each in elements for element in each]
 

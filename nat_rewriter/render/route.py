@@ -8,7 +8,7 @@ from typing import NamedTuple
 from nat_rewriter.model.route import EarlyDemux, Route
 from nat_rewriter.model.slices import Address
 from nat_rewriter.render.ownership import owned_ports
-from nat_rewriter.render.spelling import ip_word, quoted
+from nat_rewriter.render.spelling import ip_word, quoted, set_of
 from nat_rewriter.render.table import templates
 
 # After conntrack (-200), before anything that looks at marks (NF_IP_PRI_MANGLE is -150).
@@ -26,9 +26,13 @@ class RouteTable(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What the table has for one IP version. ``ports``: an anonymous set of address . protocol . ports."""
+    """What the table has for one IP version.
+
+    ``addresses`` and ``ports``: anonymous sets of soft-unicast addresses, and of address . protocol . ports.
+    """
 
     number: int
+    addresses: str
     ports: str
     gateway: Address | None
 
@@ -78,7 +82,8 @@ def render_route(route: Route, table: str) -> RouteTable:
 
 def _family(route: Route, number: int) -> Family:
     slices = [owned for owned in route.slices if owned.address.version == number]
-    return Family(number, "{ " + ", ".join(owned_ports(slices)) + " }", route.gateway(number))
+    addresses = set_of(dict.fromkeys(owned.address for owned in slices))
+    return Family(number, addresses, "{ " + ", ".join(owned_ports(slices)) + " }", route.gateway(number))
 
 
 def _bits(value: int) -> str:

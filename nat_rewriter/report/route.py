@@ -26,7 +26,7 @@ _TABLES = {255: "local", 254: "main", 253: "default"}
 _COUNTED = {
     "sent": "packets of the tunnel",
     "replies": "replies to the tunnel",
-    "passed": "packets to the slices left to sockets",
+    "passed": "packets to the addresses of the slices left to sockets",
     "forwarded": "replies that were forwarded",
 }
 

@@ -162,6 +162,18 @@ def test_sockets_that_are_in_the_way_are_told(lab: Lab, tunnel: Tunnel, router: 
     assert "1 sockets on ports of the slices are bound to no device" in router.lines()
 
 
+@pytest.mark.parametrize("answer", ["ingress", "sysctl"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_errors_about_packets_of_the_tunnel(family: int, answer: str, lab: Lab, tunnel: Tunnel, router: Router) -> None:
+    """Conntrack knows what an ICMP error is about; the ingress hook does not, and leaves it to the host."""
+    router.apply(answer)
+    closed = (SERVERS[family], 54)
+    assert not tunnel.open((SOFT[family], 9001), closed, "udp", timeout_s=0.4).works
+    packets = router.show()["packets"]
+    brought, left = packets[f"replies{family}"], packets[f"passed{family}"]
+    assert (brought > 0, left > 0) == ((False, True) if answer == "ingress" else (True, False))
+
+
 # paths and devices
 
 
