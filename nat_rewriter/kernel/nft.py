@@ -20,8 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Protocol, Self
 
-from nat_rewriter.errors import LibraryCrashed, NftError, PermissionNeeded, UnsupportedFeature
+from nat_rewriter.errors import LibraryCrashed, NetlinkError, NftError, PermissionNeeded, UnsupportedFeature
 from nat_rewriter.kernel import nft_dumps, nft_listing
+from nat_rewriter.kernel.netlink import refusal
 from nat_rewriter.listing import ordered_listing
 from nat_rewriter.model.ruleset import LiveTable
 from nat_rewriter.model.transaction import CreateTable, Transaction
@@ -99,7 +100,11 @@ class KernelNft:
         The kernel itself is asked, and its answer taken for what nft would list where that is certain: a skeleton equal
         to one that was tried out, elements of known types. nft lists the rest.
         """
-        dumped = nft_dumps.read_table(self._worker.ask_kernel, table)
+        try:
+            dumped = nft_dumps.read_table(self._worker.ask_kernel, table)
+        except NetlinkError:
+            self._skeleton_text(table)  # nft may know what is amiss, such as a kernel without nf_tables
+            raise
         if dumped is None:
             return None
         with self._trying:
@@ -206,7 +211,10 @@ class Worker:
 
     def ask_kernel(self, questions: Sequence[bytes]) -> bytes:
         """Send netlink messages to nf_tables, in the network namespace of the process, and return their answers."""
-        return self._exchange(_RAW, b"".join(questions))[1]
+        code, answers, _ = self._exchange(_RAW, b"".join(questions))
+        if code:
+            raise refusal(nft_dumps.DOING, code)
+        return answers
 
     def _exchange(self, options: int, content: bytes) -> tuple[int, bytes, bytes]:
         try:

@@ -8,6 +8,7 @@ of natctl, so that it starts at once, and a crash in the library takes nothing e
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -49,7 +50,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     while head := requests.read(REQUEST.size):
         options, length = REQUEST.unpack(head)
         content = requests.read(length)
-        code, output, error = ask_kernel(content) if options & RAW else run(content, options)
+        code, output, error = answer_of_kernel(content) if options & RAW else run(content, options)
         answers.write(ANSWER.pack(code, len(output), len(error)))
         answers.write(output)
         answers.write(error)
@@ -72,7 +73,15 @@ def run(text: bytes, options: int) -> tuple[int, bytes, bytes]:
     return code, output.encode(), error.encode()
 
 
-def ask_kernel(questions: bytes) -> tuple[int, bytes, bytes]:
+def answer_of_kernel(questions: bytes) -> tuple[int, bytes, bytes]:
+    """Return what the kernel answers, or the number of the error that kept it from answering."""
+    try:
+        return 0, ask_kernel(questions), b""
+    except OSError as error:
+        return error.errno or errno.ETIMEDOUT, b"", b""
+
+
+def ask_kernel(questions: bytes) -> bytes:
     """Send netlink messages to nf_tables one by one and return all that they are answered, up to the end of each.
 
     Each has to ask for an end: NLM_F_ACK or NLM_F_DUMP.
@@ -86,7 +95,7 @@ def ask_kernel(questions: bytes) -> tuple[int, bytes, bytes]:
             while not ended:
                 parts.append(asked.recv(RECEIVE_BYTES))
                 ended = any(HEADER.unpack_from(one)[1] in (NLMSG_ERROR, NLMSG_DONE) for one in messages(parts[-1]))
-    return 0, b"".join(parts), b""
+    return b"".join(parts)
 
 
 def messages(content: bytes) -> Iterator[memoryview]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -63,7 +64,11 @@ def test_a_golden_ruleset_loads_and_reads_back_equal(name: str, kernel_nft: Kern
     assert intent.remove(policy.controller.table, kernel_nft)
     assert nft("list", "ruleset") == ""
     intent.apply(policy, kernel_nft)
-    assert nft("list", "ruleset") == from_file
+    # What an apply says of conntrack beside, in the set `settled`, no file can say.
+    assert (
+        re.sub(r"(\tset settled \{\n\t\ttype inet_proto\n)\t\telements = .*\n", r"\1", nft("list", "ruleset"))
+        == from_file
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
