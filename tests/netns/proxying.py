@@ -150,10 +150,10 @@ def read_exactly(sock: socket.socket, count: int) -> bytes:
 
 def read_all(sock: socket.socket) -> bytes:
     """Return everything until the stream ends."""
-    content = b""
-    while piece := sock.recv(65536):
-        content += piece
-    return content
+    pieces = []
+    while piece := sock.recv(1 << 20):
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def http_connect(target: str, port: int = 3128) -> tuple[socket.socket, bytes]:

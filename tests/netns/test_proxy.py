@@ -401,7 +401,7 @@ def test_a_silent_reader_stops_the_writer(network: None, tmp_path: Path) -> None
         counts: list[int] = []
         peer.settimeout(PATIENCE_S)
         counted.start()
-        counted.join(PATIENCE_S)
+        counted.join(3 * PATIENCE_S)
         peer.close()
         assert counts == [sent]
 
