@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from operating import NATCTL, generations, listing, outcomes, unordered
+from operating import NATCTL, generations, lasting, listing, outcomes
 
 from nat_rewriter.kernel.netns_names import HOST, name_of_current
 from netns_lab import Lab
@@ -37,7 +37,7 @@ def test_every_generation_is_listed_with_who_and_how(lab: Lab) -> None:
 def test_a_generation_is_shown_as_it_was(lab: Lab) -> None:
     path = lab.config()
     lab.natctl("apply", "--config", path, expect=0)
-    before = listing(lab)
+    before = lasting(lab)
     assert lab.natctl("log", "1", "--configuration", expect=0).stdout == path.read_text()
     shown = lab.natctl("log", "1", expect=0).stdout
     assert f"generation: 1 of table inet natctl in netns-{lab.egress.name}\n" in shown
@@ -45,7 +45,7 @@ def test_a_generation_is_shown_as_it_was(lab: Lab) -> None:
     ruleset = lab.natctl("log", "1", "--ruleset", expect=0).stdout
     lab.natctl("remove", "--config", path, expect=0)
     lab.egress.nft(ruleset)
-    assert unordered(listing(lab)) == unordered(before)
+    assert lasting(lab) == before
     found = lab.natctl("log", "1", "--json", expect=0).json()
     assert (found["configuration"], found["ruleset"]) == (path.read_text(), ruleset)
     assert "find generation: none is kept" in lab.natctl("log", "99", expect=1).stderr
@@ -67,13 +67,13 @@ def test_on_a_terminal_the_log_is_a_table(lab: Lab) -> None:
 def test_going_back_applies_an_earlier_generation_as_a_new_one(lab: Lab) -> None:
     first, second, third = lab.config(), lab.config(guard="count"), lab.config(coexist="off")
     lab.natctl("apply", "--config", first, expect=0)
-    before = listing(lab)
+    before = lasting(lab)
     lab.natctl("apply", "--config", second, expect=0)
     lab.natctl("apply", "--config", third, expect=0)
     lab.natctl("apply", "--rollback", expect=0)
     assert lab.natctl("diff", "--config", second).exit_code == 0
     lab.natctl("apply", "--rollback", "1", expect=0)
-    assert unordered(listing(lab)) == unordered(before)
+    assert lasting(lab) == before
     assert [one.get("rolled_back_to") for one in generations(lab)] == [None, None, None, 2, 1]
     assert "rebuild, back to 1" in lab.natctl("log", "5", expect=0).stdout
     # Back from the way back.
@@ -84,35 +84,35 @@ def test_going_back_applies_an_earlier_generation_as_a_new_one(lab: Lab) -> None
 def test_going_back_needs_no_configuration_that_can_be_read(lab: Lab, tmp_path: Path) -> None:
     first = lab.config()
     lab.natctl("apply", "--config", first, expect=0)
-    before = listing(lab)
+    before = lasting(lab)
     lab.natctl("apply", "--config", lab.config(guard="count"), expect=0)
     broken = tmp_path / "broken.toml"
     broken.write_text("version = ")
     assert lab.natctl("apply", "--config", broken).exit_code == 2
     lab.natctl("apply", "--config", broken, "--rollback", expect=0)
-    assert unordered(listing(lab)) == unordered(before)
+    assert lasting(lab) == before
     lab.natctl("log", "--config", tmp_path / "none.toml", expect=0)
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [("99", 1), ("one", 2), ("-1", 2), ("0", 1)])
 def test_going_back_to_what_is_not_there_is_refused(number: str, exit_code: int, lab: Lab) -> None:
     lab.natctl("apply", "--config", lab.config(), expect=0)
-    before = listing(lab)
+    before = lasting(lab)
     assert lab.natctl("apply", "--rollback", number).exit_code == exit_code
     assert lab.natctl("apply", "--rollback").exit_code == 1  # there is only one
-    assert unordered(listing(lab)) == unordered(before)
+    assert lasting(lab) == before
 
 
 def test_an_apply_that_the_kernel_refuses_is_kept_as_failed(lab: Lab) -> None:
     path = lab.config()
     lab.natctl("apply", "--config", path, expect=0)
-    before = listing(lab)
+    before = lasting(lab)
     refuse = "import sys\nfrom nat_rewriter.kernel.nft import KernelNft\nfrom nat_rewriter.errors import NftError\n"
     refuse += "def run(self, transaction): raise NftError('load ruleset', 22, 'refused as asked')\n"
     refuse += "KernelNft.run = run\nfrom nat_rewriter.cli.main import run as main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", refuse, "apply", "--config", str(lab.config(guard="count"))]
     assert lab.egress.run(command, check=False).returncode == 1
-    assert unordered(listing(lab)) == unordered(before)
+    assert lasting(lab) == before
     assert outcomes(lab) == [(1, "create", "applied"), (2, "rebuild", "failed")]
     assert generations(lab)[1]["reason"] == "load ruleset: refused as asked"
     assert lab.natctl("diff", "--config", path).exit_code == 0
