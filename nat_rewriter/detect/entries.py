@@ -15,15 +15,16 @@ from nat_rewriter.detect.parties import flow_party, original_tuple, port_word, r
 from nat_rewriter.model.findings import Finding, Kind, Party
 from nat_rewriter.model.flows import TCP_STATES, Present, Status
 
-# The ordinary afterlife of every connection: the kernel ends these within two minutes by itself.
-_ENDING = byte_flags(TCP_STATES.index(name) for name in ("TIME_WAIT", "CLOSE", "LAST_ACK"))
+# The ordinary afterlife of every connection, which the kernel ends within two minutes by itself; and entries that no packet
+# made but a program, such as those of leases, which it keeps or ends itself.
+_WITHOUT_SOCKET = byte_flags(TCP_STATES.index(name) for name in ("TIME_WAIT", "CLOSE", "LAST_ACK", "NONE"))
 
 
 def find_entry_orphaned(observation: Observation) -> list[Finding]:
     """Entries of local flows in a slice that no socket belongs to any more; flows of a tunnel never had one."""
     local, protocols = observation.local, observation.local["protocol"]
-    ending = (protocols == TCP) & _ENDING[local["tcp_state"]]
-    rows = (observation.local_slices != NOBODY) & PORTED[protocols] & ~ending
+    excused = (protocols == TCP) & _WITHOUT_SOCKET[local["tcp_state"]]
+    rows = (observation.local_slices != NOBODY) & PORTED[protocols] & ~excused
     asked = np.flatnonzero(rows & ~observation.tunnelled)
     orphans = asked[sockets_of(observation, local[asked]) == NO_ROW]
     return [_orphaned(observation, row) for row in orphans]
