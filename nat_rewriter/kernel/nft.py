@@ -22,7 +22,6 @@ from typing import IO, Any, NamedTuple, Protocol, Self
 
 from nat_rewriter.errors import LibraryCrashed, NetlinkError, NftError, PermissionNeeded, UnsupportedFeature
 from nat_rewriter.kernel import nft_dumps, nft_listing
-from nat_rewriter.kernel.netlink import refusal
 from nat_rewriter.listing import ordered_listing
 from nat_rewriter.model.ruleset import LiveTable
 from nat_rewriter.model.transaction import CreateTable, Transaction
@@ -213,7 +212,7 @@ class Worker:
         """Send netlink messages to nf_tables, in the network namespace of the process, and return their answers."""
         code, answers, _ = self._exchange(_RAW, b"".join(questions))
         if code:
-            raise refusal(nft_dumps.DOING, code)
+            raise nft_dumps.refused(code)
         return answers
 
     def _exchange(self, options: int, content: bytes) -> tuple[int, bytes, bytes]:

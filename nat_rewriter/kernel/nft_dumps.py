@@ -6,11 +6,12 @@ Messages are those of linux/netfilter/nf_tables.h. nft reads the same ones, and 
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from nat_rewriter.errors import DecodeError, NetlinkError
+from nat_rewriter.errors import DecodeError, NatctlError, NetlinkError, UnsupportedFeature
 from nat_rewriter.kernel.netlink import attribute, message, nested, refusal
 from nat_rewriter.kernel.nft_elements import Elements, decode_elements, encode_key, layout_of
 
@@ -162,6 +163,13 @@ def _question(kind: int, flags: int, *named: tuple[int, bytes]) -> bytes:
     return message(_SUBSYSTEM | kind, flags, content)
 
 
+def refused(code: int) -> NatctlError:
+    """Return the error that the number of one is: nfnetlink says EINVAL where nf_tables is not there."""
+    if code in (errno.EINVAL, errno.EPROTONOSUPPORT):
+        return UnsupportedFeature("nf_tables", "a kernel with CONFIG_NF_TABLES", os.strerror(code).lower())
+    return refusal(DOING, code)
+
+
 def _asked(ask: AskKernel, questions: Sequence[bytes], *, all_there: bool = True) -> list[list[Message]] | None:
     """Return the answers to each question; None where something is not there that has to be."""
     answers: list[list[Message]] = [[]]
@@ -173,7 +181,7 @@ def _asked(ask: AskKernel, questions: Sequence[bytes], *, all_there: bool = True
         if code == errno.ENOENT and all_there:
             return None
         if code not in (0, errno.ENOENT):
-            raise refusal(DOING, code)
+            raise refused(code)
         answers.append([])
     if len(answers) != len(questions) + 1 or answers[-1]:
         raise DecodeError(DOING, "not as many answers as questions", len(answers) - 1)

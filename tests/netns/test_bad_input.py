@@ -168,14 +168,10 @@ def test_what_the_system_lacks_is_named(error: str, needs: str, lab: Lab, tmp_pa
     """A stand-in for the process with libnftables says what it says on a kernel without nf_tables, or with limits."""
     script = tmp_path / "natctl.py"
     worker = tmp_path / "worker.py"
-    answer = repr({"code": -1, "output": "", "error": f"Error: {error}"})
     worker.write_text(
-        "import json, struct, sys\n"
-        "while head := sys.stdin.buffer.read(4):\n"
-        "    sys.stdin.buffer.read(struct.unpack('<I', head)[0])\n"
-        f"    answer = json.dumps({answer}).encode()\n"
-        "    sys.stdout.buffer.write(struct.pack('<I', len(answer)) + answer)\n"
-        "    sys.stdout.flush()\n"
+        "import sys\nfrom nat_rewriter.kernel import nft_worker\n"
+        f"nft_worker.run = lambda text, options: (-1, b'', {f'Error: {error}'.encode()!r})\n"
+        "nft_worker.serve(sys.stdin.buffer, sys.stdout.buffer)\n"
     )
     script.write_text(
         "import pathlib, sys\nfrom nat_rewriter.kernel import nft\n"
