@@ -88,8 +88,8 @@ def test_cpu_counters_are_those_of_conntrack(lab: Lab, config: Path) -> None:
     assert watching.stop() == 0
 
 
-def test_every_metric_of_the_dashboard_has_a_value_and_a_description(lab: Lab, config: Path) -> None:
-    watching = Watching(lab, config, "--json", "--metrics", "9464")
+def test_every_metric_of_the_dashboard_has_a_value_and_a_description(lab: Lab, config: Path, tmp_path: Path) -> None:
+    watching = Watching(lab, config, "--json", "--metrics", "9464", "--record", str(tmp_path / "history"))
     wait_looking(lab, watching)
     metrics = scrape(lab)
     panels = json.loads(DASHBOARD.read_text())["panels"]
