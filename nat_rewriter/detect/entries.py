@@ -15,8 +15,8 @@ from nat_rewriter.detect.parties import flow_party, original_tuple, port_word, r
 from nat_rewriter.model.findings import Finding, Kind, Party
 from nat_rewriter.model.flows import TCP_STATES, Present, Status
 
-# The ordinary afterlife of every connection, which the kernel ends within two minutes by itself; and entries that no packet
-# made but a program, such as those of leases, which it keeps or ends itself.
+# The ordinary afterlife of every connection, which the kernel ends within two minutes by itself; and entries that no
+# packet made but a program, such as those of leases, which looks after them.
 _WITHOUT_SOCKET = byte_flags(TCP_STATES.index(name) for name in ("TIME_WAIT", "CLOSE", "LAST_ACK", "NONE"))
 
 
