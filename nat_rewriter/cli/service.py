@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -92,15 +91,16 @@ def _hangups(*, by_manager: bool) -> Iterator[Callable[[], bool]]:
     if not by_manager and _has_terminal():
         yield lambda: False
         return
-    came = threading.Event()
+    asked: list[int] = []  # no threading.Event: a handler that interrupts its clear() would wait for it for ever
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.set()
+        asked.append(number)
 
     def take() -> bool:
-        asked = came.is_set()
-        came.clear()
-        return asked
+        if not asked:
+            return False
+        asked.clear()
+        return True
 
     before = signal.signal(signal.SIGHUP, note)
     try:
