@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,7 @@ WAYS = [(name, protocol) for name, each in STRATEGIES.items() for protocol in ea
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 ANOTHER_SERVER = "203.0.113.2"
 ETH_P_ALL = 3
+GOODBYE_S = 3.0
 # What bind() and connect() say to those who come too late.
 REFUSED = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 
@@ -60,7 +62,17 @@ def test_a_connection_leaves_with_the_leased_port(at: Desk, family: int, strateg
 
 
 def lab_is_clean(at: Desk) -> bool:
-    """Tell whether nothing of a lease is left but what TCP leaves of a connection."""
+    """Tell whether nothing of a lease is left but what TCP leaves of a connection, once its ends have said goodbye.
+
+    That takes a moment; a reservation that was left behind would stay for a term, which is longer.
+    """
+    end = time.monotonic() + GOODBYE_S
+    while not (clean := _is_clean(at)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return clean
+
+
+def _is_clean(at: Desk) -> bool:
     left = [line for line in at.entries() if "TIME_WAIT" not in line and "LAST_ACK" not in line]
     return not left and not at.entries("udp") and not [line for line in at.sockets() if "TIME-WAIT" not in line]
 
