@@ -8,7 +8,7 @@ from typing import NamedTuple
 from nat_rewriter.model.route import EarlyDemux, Route
 from nat_rewriter.model.slices import Address
 from nat_rewriter.render.ownership import owned_ports
-from nat_rewriter.render.spelling import ip_word, quoted, set_of
+from nat_rewriter.render.spelling import IpVersion, quoted, set_of
 from nat_rewriter.render.table import templates
 
 # After conntrack (-200), before anything that looks at marks (NF_IP_PRI_MANGLE is -150).
@@ -25,31 +25,15 @@ class RouteTable(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class Family(IpVersion):
     """What the table has for one IP version.
 
     ``addresses`` and ``ports``: anonymous sets of soft-unicast addresses, and of address . protocol . ports.
     """
 
-    number: int
     addresses: str
     ports: str
     gateway: Address | None
-
-    @property
-    def ip(self) -> str:
-        """nft's word for the header."""
-        return ip_word(self.number)
-
-    @property
-    def nfproto(self) -> str:
-        """nft's word for the family."""
-        return f"ipv{self.number}"
-
-    @property
-    def address(self) -> str:
-        """nft's type of an address."""
-        return f"ipv{self.number}_addr"
 
 
 def route_table_name(table: str) -> str:

@@ -6,6 +6,7 @@ The spelling is the one that ``nft list`` uses, so that a rendered element and a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
@@ -68,3 +69,35 @@ def l4proto(protocol: Protocol, family: int) -> str:
 def ip_word(family: int) -> str:
     """Return nft's word for a family's header: ip or ip6."""
     return "ip6" if family == 6 else "ip"
+
+
+def icmp_word(family: int) -> str:
+    """Return nft's word for a family's ICMP header: icmp or icmpv6."""
+    return "icmpv6" if family == 6 else "icmp"
+
+
+@dataclass(frozen=True, slots=True)
+class IpVersion:
+    """An IP version as nft spells what belongs to it: the base of what a table has for one."""
+
+    number: int
+
+    @property
+    def ip(self) -> str:
+        """The header."""
+        return ip_word(self.number)
+
+    @property
+    def icmp(self) -> str:
+        """The ICMP header."""
+        return icmp_word(self.number)
+
+    @property
+    def nfproto(self) -> str:
+        """The family."""
+        return f"ipv{self.number}"
+
+    @property
+    def address(self) -> str:
+        """The type of an address."""
+        return f"ipv{self.number}_addr"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from nat_rewriter.model.policy import SnatRule, Spread
 from nat_rewriter.model.slices import Address, PortRange, Protocol, Slice
 from nat_rewriter.render.ownership import keep_chain
-from nat_rewriter.render.spelling import ip_word, l4proto, port_data, set_of
+from nat_rewriter.render.spelling import icmp_word, ip_word, l4proto, port_data, set_of
 
 MOST_SHARES = 4096  # entries of one spread: beyond it the shares of unequal ranges are rounded
 
@@ -52,7 +52,7 @@ def ports_protocols(protocols: Sequence[Protocol], family: int) -> str:
 
 
 def _by_flow(rule: SnatRule, protocols: Sequence[Protocol], family: int, count: int) -> Iterator[tuple[str, str]]:
-    ip, echo = ip_word(family), "icmpv6" if family == 6 else "icmp"
+    ip, echo = ip_word(family), icmp_word(family)
     ends = {
         "ports": f"{ip} saddr . th sport . {ip} daddr . th dport",
         "echo": f"{ip} saddr . {ip} daddr . {echo} id",

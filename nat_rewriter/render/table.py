@@ -16,6 +16,7 @@ from nat_rewriter.render.blocks import Blocks, block_elements, blocks_of
 from nat_rewriter.render.parts import Parts
 from nat_rewriter.render.proxying import proxying_of
 from nat_rewriter.render.rewriting import Rewriting, dnat_elements, rewriting_of
+from nat_rewriter.render.spelling import IpVersion
 from nat_rewriter.render.spreading import spread_by_chance
 
 if TYPE_CHECKING:
@@ -31,30 +32,14 @@ SetElements = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class Family(IpVersion):
     """What the table holds for IPv4 or for IPv6."""
 
-    number: int
     slices: tuple[Slice, ...]
     rewriting: Rewriting
     dnat: SetElements
     dnat_port: SetElements
     draining: tuple[Slice, ...]
-
-    @property
-    def ip(self) -> str:
-        """nft's word for the header."""
-        return "ip6" if self.number == 6 else "ip"
-
-    @property
-    def icmp(self) -> str:
-        """nft's word for the family's ICMP header."""
-        return "icmpv6" if self.number == 6 else "icmp"
-
-    @property
-    def address(self) -> str:
-        """nft's type of an address."""
-        return f"ipv{self.number}_addr"
 
     @property
     def blocks(self) -> tuple[Blocks, ...]:

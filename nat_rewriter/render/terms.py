@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from nat_rewriter.model.pools import Block, Pool
 from nat_rewriter.model.slices import Address, Protocol
+from nat_rewriter.render.spelling import IpVersion
 from nat_rewriter.render.table import GUARD_PRIORITY, templates
 
 TURNS = ("a", "b")
@@ -28,26 +29,10 @@ class Shared(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class Family(IpVersion):
     """What the table has for one IP version."""
 
-    number: int
     pools: tuple[Shared, ...]
-
-    @property
-    def ip(self) -> str:
-        """nft's word for the header."""
-        return "ip6" if self.number == 6 else "ip"
-
-    @property
-    def icmp(self) -> str:
-        """nft's word for the ICMP header."""
-        return "icmpv6" if self.number == 6 else "icmp"
-
-    @property
-    def address(self) -> str:
-        """nft's type of an address."""
-        return f"ipv{self.number}_addr"
 
     @property
     def addresses(self) -> str:
