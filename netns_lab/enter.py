@@ -2,14 +2,17 @@
 
 ``python -m netns_lab.enter -- COMMAND…`` runs a command there. As root nothing changes; for anyone else the command
 runs in a new user, mount and network namespace, where it has all rights over what it makes, and none outside. Its
-``/run`` is empty, so that the names it gives to network namespaces are its own.
+``/run`` is empty, so that the names it gives to network namespaces are its own, and it reaches itself over ``lo``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import socket
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +23,7 @@ from nat_rewriter.kernel.netns import CLONE_NEWNET, NAMED_NAMESPACES
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 0x1
 _CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
 _FEATURE = "lab without root"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -64,11 +68,17 @@ def enter() -> None:
     _mount("make mounts private", None, b"/", None, _MS_REC_PRIVATE)
     _mount("mount an empty /run", b"tmpfs", bytes(NAMED_NAMESPACES.parent), b"tmpfs", 0)
     NAMED_NAMESPACES.mkdir(mode=0o755)
+    _set_up_loopback()
 
 
 def _mount(doing: str, source: bytes | None, target: bytes, kind: bytes | None, flags: int) -> None:
     if _libc.mount(source, target, kind, flags, None) != 0:
         raise _forbidden(doing, ctypes.get_errno())
+
+
+def _set_up_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        fcntl.ioctl(asker, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
 
 
 def _forbidden(doing: str, code: int) -> UnsupportedFeature:

@@ -116,15 +116,22 @@ def _end_as_ordinary_user() -> None:
     os._exit(0 if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0 else ctypes.get_errno())
 
 
-def try_nftables() -> None:
-    """Load every form into a table of its own, and take it away again."""
+def start_nftables() -> Worker | None:
+    """Start the process with libnftables, in a network namespace of its own as where apply tries rulesets out.
+
+    That is for this process to do before it leaves: without privilege, what it started then would have no rights there.
+    """
     from nat_rewriter.kernel.nft import Worker
 
     try:
-        worker = Worker([], NFT_ANSWER_WITHIN_S)
+        return Worker(["--scratch"], NFT_ANSWER_WITHIN_S)
     except OSError as error:
         tell("libnftables", "unknown", f"cannot be started: {error.strerror}".lower())
-        return
+        return None
+
+
+def try_nftables(worker: Worker) -> None:
+    """Load every form into a table of its own, and take it away again."""
     try:
         try_out("libnftables", lambda: _version(worker))
         for name, text in NFT_FORMS.items():
@@ -213,11 +220,13 @@ def _destroy() -> str:
 def main() -> None:
     """Try everything. User namespaces come first: a process with more than one thread cannot make one."""
     try_out("user-namespaces", try_user_namespace)
+    nftables = start_nftables()
     if refused := leave_network():
         tell("scratch-namespace", "no", refused)
         return
     tell("scratch-namespace", "yes", "this process can make one")
-    try_nftables()
+    if nftables:
+        try_nftables(nftables)
     try_conntrack()
     try_sockets()
 

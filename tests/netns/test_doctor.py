@@ -182,6 +182,7 @@ def test_without_privilege_it_still_tells(lab: Lab) -> None:
     assert "CAP_NET_ADMIN" in done.stderr
     assert "Traceback" not in done.stderr
     assert "no      required    CAP_NET_ADMIN: this process does not have it | mend: " in done.stdout
+    assert all(f"{name}: loads" in done.stdout for name in NFT_FORMS), done.stdout
     assert "unknown recommended first-to-rewrite: listing chains needs CAP_NET_ADMIN" in done.stdout
     quiet = without_capabilities(lab, "-q", "--config", path)
     assert (quiet.returncode, quiet.stdout) == (4, "")

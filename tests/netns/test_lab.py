@@ -177,15 +177,31 @@ def test_natctl_runs_on_the_egress_host(lab: Lab) -> None:
         lab.natctl("no-such-command", expect=0)
 
 
-def test_without_capabilities_the_same_lab_is_made_in_namespaces_of_its_own() -> None:
-    script = "from netns_lab import Lab\nwith Lab() as lab: print(lab.egress.ping('203.0.113.1'))"
+def entered_without_privilege(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python script as ``./dev test`` and ``natctl lab`` run for an ordinary user."""
     # The user with id 0 may map itself only with CAP_SETFCAP (verify_root_map in the kernel); others need nothing.
     without = ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all"]
     command = [*without, sys.executable, "-m", "netns_lab.enter", "--", sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if "lab without root" in done.stderr:
         pytest.skip(done.stderr.strip())
+    return done
+
+
+def test_without_capabilities_the_same_lab_is_made_in_namespaces_of_its_own() -> None:
+    script = "from netns_lab import Lab\nwith Lab() as lab: print(lab.egress.ping('203.0.113.1'))"
+    done = entered_without_privilege(script)
     assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_a_namespace_of_ones_own_has_loopback() -> None:
+    script = (
+        "import socket\n"
+        "with socket.create_server(('127.0.0.1', 0)) as server:\n"
+        "    print(socket.create_connection(server.getsockname()).getpeername()[0])"
+    )
+    done = entered_without_privilege(script)
+    assert (done.stdout, done.stderr) == ("127.0.0.1\n", "")
 
 
 def test_sockets_time_out_instead_of_hanging(lab: Lab) -> None:
