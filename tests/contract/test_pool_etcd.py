@@ -12,12 +12,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from etcd_server import Cluster, etcd_server
 
 from nat_rewriter.errors import StateError
 from nat_rewriter.model.pools import Pool, StoreAddress
 from nat_rewriter.model.slices import PortRange
 from nat_rewriter.pool import open_store
+from netns_lab.etcd_cluster import Cluster, etcd_server, loopback
 
 POOL = Pool("ams", (ip_address("198.51.100.10"),), PortRange(8192, 16383), 1024, ttl_s=60)
 
@@ -30,7 +30,7 @@ def _installed() -> None:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(tmp_path, 3) as three:
+    with Cluster(tmp_path, loopback(3)) as three:
         yield three
 
 

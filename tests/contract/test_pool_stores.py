@@ -15,12 +15,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from etcd_server import etcd_server
 
 from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.model.pools import Block, Pool, StoreAddress
 from nat_rewriter.model.slices import PortRange
 from nat_rewriter.pool import PoolStore, open_store
+from netns_lab.etcd_cluster import etcd_server
 
 FOUR, SIX = ip_address("198.51.100.10"), ip_address("2001:db8:100::10")
 POOL = Pool("ams", (FOUR, SIX), PortRange(8192, 16383), 1024, per_host=6, ttl_s=5, hold_down_s=60)
