@@ -209,10 +209,19 @@ def _end_filter(wanted: TupleFilter, protocol: str) -> tuple[int, list[bytes]]:
 
 def source_nat_attribute(address: Address, port: int) -> bytes:
     """Return the source translation of an entry to be created: to exactly this address and port (or echo id)."""
+    return _nat_attribute(lib.CTA_NAT_SRC, address, port)
+
+
+def destination_nat_attribute(address: Address, port: int) -> bytes:
+    """Return the destination translation of an entry to be created: to exactly this address and port."""
+    return _nat_attribute(lib.CTA_NAT_DST, address, port)
+
+
+def _nat_attribute(kind: int, address: Address, port: int) -> bytes:
     ipv4 = isinstance(address, IPv4Address)
     first, last = (lib.CTA_NAT_V4_MINIP, lib.CTA_NAT_V4_MAXIP) if ipv4 else (lib.CTA_NAT_V6_MINIP, lib.CTA_NAT_V6_MAXIP)
     return nested(
-        lib.CTA_NAT_SRC,
+        kind,
         attribute(first, address.packed),
         attribute(last, address.packed),
         nested(

@@ -36,8 +36,6 @@ from nat_rewriter.model.tuples import FlowTuple
 _AT_ONCE = 64
 _RECEIVE_BYTES = 1 << 20
 _Item = TypeVar("_Item")
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_FLAGS_AT, _SEQUENCE_AT = 6, 8  # struct nlmsghdr
 _DOING = "reserve ports"
 
 
@@ -161,22 +159,8 @@ class LeaseEntries:
 
     def _exchange(self, messages: Sequence[bytearray], answers: dict[int, bytes]) -> dict[int, int]:
         """Send messages and return the errno of those that were refused, by position; fill in what was answered."""
-        for at, message in enumerate(messages):
-            struct.pack_into("=I", message, _SEQUENCE_AT, at)
-        last = len(messages) - 1
-        (flags,) = struct.unpack_from("=H", messages[last], _FLAGS_AT)
-        struct.pack_into("=H", messages[last], _FLAGS_AT, flags | lib.NLM_F_ACK)
-        codes: dict[int, int] = {}
         with self._lock:
-            try:
-                self._socket.send(b"".join(messages))
-                while last not in codes:
-                    _sort_answers(self._socket.recv(netlink.DUMP_BYTES), codes, answers)
-            except TimeoutError:
-                raise netlink.refusal(_DOING, errno.ETIMEDOUT) from None
-            except OSError as error:
-                raise netlink.refusal(_DOING, error.errno or errno.EIO) from None
-        return codes
+            return netlink.exchange(self._socket, messages, _DOING, answers)
 
 
 class _Template(NamedTuple):
@@ -237,16 +221,6 @@ def _about(operation: int, way: Way, port: int, *more: bytes) -> bytes:
 
 def _chunks(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
     return (items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE))
-
-
-def _sort_answers(datagram: bytes, codes: dict[int, int], answers: dict[int, bytes]) -> None:
-    """File the messages of a datagram by the request that they answer: errno, 0 where acknowledged, or an entry."""
-    for answer in netlink.split_messages(datagram):
-        _, kind, _, sequence, _ = _HEADER.unpack_from(answer)
-        if kind == lib.NLMSG_ERROR:
-            codes[sequence] = -struct.unpack_from("=i", answer, netlink.MESSAGE_HEADER)[0]
-        else:
-            answers[sequence] = answer
 
 
 def _refuse(codes: dict[int, int], expected: set[int]) -> None:

@@ -23,6 +23,7 @@ _T = TypeVar("_T")
 ANSWER_TIMEOUT_S = 10
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port id
 MESSAGE_HEADER = _HEADER.size
+_FLAGS_AT, _SEQUENCE_AT = 6, 8  # struct nlmsghdr
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 # Larger than any datagram the kernel builds for a dump: netlink_dump() stops at 32 KiB.
 DUMP_BYTES = 65536
@@ -120,6 +121,42 @@ def ask_each(asked: socket.socket, requests: Sequence[bytes], operation: str) ->
     except OSError as error:
         raise refusal(operation, error.errno or errno.EIO) from None
     return granted
+
+
+def exchange(
+    asked: socket.socket, messages: Sequence[bytearray], operation: str, answers: dict[int, bytes] | None = None
+) -> dict[int, int]:
+    """Send messages that the kernel answers only where it refuses or is asked for something; return errnos by position.
+
+    The last asks for an acknowledgement: the kernel works through all before send(2) returns. ``answers`` is filled
+    with what was asked for, by position. There may be as many as the receive buffer has room for refusals, some 1300
+    bytes each. Raises NetlinkError, PermissionNeeded, DecodeError.
+    """
+    for at, message in enumerate(messages):
+        struct.pack_into("=I", message, _SEQUENCE_AT, at)
+    last = len(messages) - 1
+    (flags,) = struct.unpack_from("=H", messages[last], _FLAGS_AT)
+    struct.pack_into("=H", messages[last], _FLAGS_AT, flags | lib.NLM_F_ACK)
+    codes: dict[int, int] = {}
+    try:
+        asked.send(b"".join(messages))
+        while last not in codes:
+            _sort_answers(asked.recv(DUMP_BYTES), codes, {} if answers is None else answers)
+    except TimeoutError:
+        raise refusal(operation, errno.ETIMEDOUT) from None
+    except OSError as error:
+        raise refusal(operation, error.errno or errno.EIO) from None
+    return codes
+
+
+def _sort_answers(datagram: bytes, codes: dict[int, int], answers: dict[int, bytes]) -> None:
+    """File the messages of a datagram by the request that they answer: errno, 0 where acknowledged, or an entry."""
+    for answer in split_messages(datagram):
+        _, kind, _, sequence, _ = _HEADER.unpack_from(answer)
+        if kind == lib.NLMSG_ERROR:
+            codes[sequence] = _code_of(answer)
+        else:
+            answers[sequence] = answer
 
 
 def split_messages(datagram: bytes) -> Iterator[bytes]:
