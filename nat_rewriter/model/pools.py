@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -55,19 +55,37 @@ class Pool:
         for first in range(self.ports.first, self.ports.last, self.slice_size):
             yield Block(address, first, self.slice_size)
 
+    @property
+    def blocks_per_address(self) -> int:
+        """How many blocks each address has."""
+        return len(range(self.ports.first, self.ports.last, self.slice_size))
+
+    @property
+    def block_count(self) -> int:
+        """How many blocks there are."""
+        return len(self.addresses) * self.blocks_per_address
+
+    def block_at(self, number: int) -> Block:
+        """Return a block by its place in ``blocks``."""
+        address, place = divmod(number, self.blocks_per_address)
+        return Block(self.addresses[address], self.ports.first + place * self.slice_size, self.slice_size)
+
+    def strangers(self, blocks: Iterable[Block]) -> list[Block]:
+        """Return those that are none of this pool's."""
+        addresses = frozenset(self.addresses)  # of which there may be thousands
+        return [block for block in blocks if not (block.address in addresses and self._cuts(block))]
+
     def gave(self, owned: Slice) -> bool:
         """Tell whether a slice is one that a host has by holding a block of this pool."""
         (ports, *others) = owned.ranges
         return not others and len(ports) == self.slice_size and Block(owned.address, ports.first, len(ports)) in self
 
     def __contains__(self, block: object) -> bool:
-        return (
-            isinstance(block, Block)
-            and block.size == self.slice_size
-            and block.address in self.addresses
-            and block.first % self.slice_size == 0
-            and self.ports.first <= block.first <= self.ports.last
-        )
+        return isinstance(block, Block) and block.address in self.addresses and self._cuts(block)
+
+    def _cuts(self, block: Block) -> bool:
+        aligned = block.size == self.slice_size and block.first % self.slice_size == 0
+        return aligned and self.ports.first <= block.first <= self.ports.last
 
     def slice_of(self, block: Block) -> Slice:
         """Return the slice that a host has by holding a block; its name tells pool, address and first port."""

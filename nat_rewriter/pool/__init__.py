@@ -9,7 +9,6 @@ tests.
 
 from __future__ import annotations
 
-from nat_rewriter.errors import UnsupportedFeature
 from nat_rewriter.model.pools import StoreAddress
 from nat_rewriter.pool.store import PoolStore
 
@@ -17,15 +16,11 @@ __all__ = ["PoolStore", "open_store"]
 
 
 def open_store(address: StoreAddress) -> PoolStore:
-    """Return the store at an address. Raises StateError, UnsupportedFeature."""
+    """Return the store at an address. Raises StateError."""
     if address.kind == "sqlite":
         from nat_rewriter.pool.sqlite_store import SqliteStore
 
         return SqliteStore(address.path)
-    try:
-        from nat_rewriter.pool.etcd_store import EtcdStore
-    except ModuleNotFoundError as error:
-        raise UnsupportedFeature(
-            "pools in etcd", "pip install 'natctl[etcd]'", f"no Python package {error.name}"
-        ) from None
+    from nat_rewriter.pool.etcd_store import EtcdStore
+
     return EtcdStore(address)

@@ -3,13 +3,13 @@
 ::
 
     pool/POOL                    definition
-    host/POOL/HOST               its two leases and its blocks; on the short lease
-    held/POOL/ADDRESS/PORT       who uses it; on the short lease, ttl_s
-    taken/POOL/ADDRESS/PORT      who has or had it; on the long lease, ttl_s + hold_down_s: as long as this key is there
-                                 nobody else gets the block, so that one whose host dies rests of its own accord
-    log/POOL/ADDRESS/PORT/TIME   history, for thirty days
+    host/POOL/HOST               its two leases and what it holds; on the short lease, ttl_s
+    taken/POOL/ADDRESS/PORT      who has or had a block; on the long lease, ttl_s + hold_down_s: as long as this key is
+                                 there nobody else gets the block, so that one whose host dies rests of its own accord
+    log/POOL/ADDRESS/PORT        what became of a block, the last few times
 
-A change is one transaction that compares the records of the hosts with those it was thought out on.
+A change is one transaction that compares the records of the hosts with those it was thought out on. Free blocks are
+found by looking at some by chance: what a change costs is the same in a pool of ten and of a million.
 """
 
 from __future__ import annotations
@@ -17,61 +17,59 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
-from ipaddress import ip_address
-from types import TracebackType
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from nat_rewriter.errors import StateError
 from nat_rewriter.model.pools import Block, Change, Holding, Pool, StoreAddress
-from nat_rewriter.pool import etcd_client as etcd
-from nat_rewriter.pool.etcd_client import EtcdClient, Found, Request
+from nat_rewriter.pool import etcd_requests as etcd
+from nat_rewriter.pool.etcd_client import EtcdClient
+from nat_rewriter.pool.etcd_records import (
+    Record,
+    Seen,
+    View,
+    block_of,
+    changes_of,
+    holding_of,
+    nothing,
+    record_of,
+    seen_of,
+    terms,
+)
+from nat_rewriter.pool.etcd_requests import Request
 from nat_rewriter.pool.store import (
     CHANGE,
+    PoolStore,
     exhausted,
     new_terms,
     not_held,
     pool_from,
     pool_text,
+    random_blocks,
     refuse_long,
     refuse_same_host,
     refuse_too_many,
     unknown_pool,
 )
 
-_DAY_S = 86400
-_HISTORY_S = 30 * _DAY_S
+_SWEPT = 8192  # blocks that one read sweeps over, address by address
+_SWEEPS = 4
 _TRIES = 40
 _PAUSE_S = 0.02
+_REST_SHARED = 20  # one lease is for all that a host gives back within this part of the hold-down
+_MOST_RANGES = 100  # of a read
 T = TypeVar("T")
 
 
-class Record(NamedTuple):
-    """What a host has of a pool; ``revision`` is 0 where etcd knows nothing of it."""
-
-    host: str
-    revision: int = 0
-    short: int = 0
-    long: int = 0
-    blocks: tuple[Block, ...] = ()
-
-
-class EtcdStore:
+class EtcdStore(PoolStore):
     """Keeps pools in etcd, under a prefix of its own."""
 
     def __init__(self, address: StoreAddress) -> None:
         self._client = EtcdClient(address)
         self._prefix = address.prefix
-        self._history_lease, self._history_lease_due = 0, 0.0
-
-    def __enter__(self) -> EtcdStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+        self._definitions: dict[str, tuple[Pool, int]] = {}
+        self._last_records: dict[tuple[str, str], Record] = {}
+        self._rests: dict[int, tuple[int, float]] = {}
 
     def close(self) -> None:
         """Close the connections."""
@@ -79,15 +77,20 @@ class EtcdStore:
 
     def define(self, pool: Pool) -> bool:
         """Enter a pool, or its new terms; tell whether that changed anything."""
-        path, taken = self._path("pool", pool.name), self._path("taken", pool.name, "")
+        path = self._path("pool", pool.name)
 
         def attempt() -> bool | None:
-            revision, (known, there) = self._client.read([etcd.key(path), etcd.under(taken)])
-            before = pool_from(known[0].value) if known else None
-            wanted = new_terms(before, pool, [_block(each, before) for each in there]) if before else pool
+            (found,) = self._client.read([etcd.key(path)]).found
+            if not found:
+                return self._client.change([etcd.at_revision(path, 0)], [etcd.put(path, pool_text(pool))]) or None
+            before = pool_from(found[0].value)
+            parts = [etcd.under(prefix) for prefix in self._given_up(before, pool)]
+            revision, taken, _ = self._client.read_all([part | {"keys_only": True} for part in parts])
+            wanted = new_terms(before, pool, [block_of(each, before) for some in taken for each in some])
             if wanted == before:
                 return False
-            compare = [etcd.at_revision(path, known[0].revision if known else 0), etcd.untouched_since(taken, revision)]
+            compare = [etcd.at_revision(path, found[0].revision)]
+            compare += [etcd.untouched_since(part, revision) for part in parts]
             return self._client.change(compare, [etcd.put(path, pool_text(wanted))]) or None
 
         return _until_done(attempt)
@@ -99,84 +102,97 @@ class EtcdStore:
 
     def holdings(self, name: str) -> list[Holding]:
         """Return what is held or rests, by address and port."""
-        pool, _ = self._pool(name)
-        ranges = [etcd.under(self._path(kind, name, "")) for kind in ("taken", "held")]
-        taken, held = self._client.read(ranges).found
-        users = {_block(each, pool): each for each in held}
-        left_s = {lease: self._client.left_s(lease) for lease in {each.lease for each in (*taken, *held)}}
-        found = [self._holding(each, users.get(_block(each, pool)), pool, left_s) for each in taken]
+        pool = self._look(name).pool
+        ranges = [etcd.under(self._path(kind, name, "")) for kind in ("taken", "host")]
+        taken, hosts = self._client.read_all(ranges).found
+        users = {block: record for each in hosts for record in [record_of(each, pool)] for block in record.blocks}
+        rests = {each.lease for each in taken if block_of(each, pool) not in users}
+        left_s = {lease: self._client.left_s(lease) for lease in rests | {user.short for user in users.values()}}
+        found = [holding_of(each, block_of(each, pool), users, left_s) for each in taken]
         return sorted(found, key=lambda each: (each.block.address.version, each.block))
 
     def acquire(self, name: str, host: str, count: int) -> list[Holding]:
         """Give a host so many more blocks, all or none, and renew what it has."""
+        asked = set[Block]()  # by an attempt whose answer may have got lost
 
         def attempt() -> list[Holding] | None:
-            pool, pool_revision = self._pool(name)
-            record = self._with_leases(self._record(pool, host), pool)
-            refuse_too_many(pool, host, len(record.blocks), count)
-            blocks = self._choose(pool, count)
-            after = record._replace(blocks=(*record.blocks, *blocks))
-            compare = [etcd.at_revision(self._path("pool", name), pool_revision), self._unchanged(record, pool)]
-            compare += [etcd.at_revision(self._block_path("taken", pool, block), 0) for block in blocks]
-            changes = [self._written(after, pool)]
-            for block in blocks:
-                changes += [*self._given(block, after, pool), self._told("acquired", block, host, pool)]
-            return self._terms(after, pool) if self._client.change(compare, changes) else None
+            view = self._look(name, [host], lambda pool: random_blocks(pool, count))
+            (record,) = view.records
+            if asked and asked <= record.blocks.keys():
+                return terms(record, view.pool)
+            refuse_too_many(view.pool, host, len(record.blocks), count)
+            chosen = self._choose(view, count)
+            asked.clear()
+            asked.update(chosen)
+            after = self._with_leases(record, view.pool).with_more(chosen)
+            compare = [etcd.at_revision(self._path("pool", name), view.revision), self._unchanged(record, view.pool)]
+            changes = [self._written(after, view.pool)]
+            for block, seen in chosen.items():
+                compare += self._still(block, seen, view.pool)
+                changes += [self._given(block, after, view.pool), self._told(block, seen, "acquired", host, view.pool)]
+            return terms(after, view.pool) if self._client.change(compare, changes) else None
 
         return _until_done(attempt)
 
     def renew(self, name: str, host: str) -> list[Holding]:
         """Return what a host holds, for a full term from the moment of this call on."""
-        pool, _ = self._pool(name)
-        if not self._kept_alive(self._record(pool, host)):
-            return []
-        return self._terms(self._record(pool, host), pool)
+        record = self._last_records.get((name, host)) or self._look(name, [host]).records[0]
+        while True:
+            kept = self._kept_alive(record)
+            view = self._look(name, [host])
+            (after,) = view.records
+            if after.short == record.short:
+                return terms(after, view.pool) if kept else []
+            record = after  # it has got leases of its own meanwhile
 
     def release(self, name: str, host: str, blocks: Iterable[Block]) -> None:
         """Take blocks back from a host; they rest."""
         wanted = list(blocks)
         refuse_long(len(wanted), "release", name)
+        asked = set[Block]()
 
         def attempt() -> bool | None:
-            pool, _ = self._pool(name)
-            record = self._record(pool, host)
-            if others := [block for block in wanted if block not in record.blocks]:
+            pool, _, (record,), seen = self._look(name, [host], lambda _: wanted)
+            others = [block for block in wanted if block not in record.blocks]
+            if asked and len(others) == len(wanted):
+                return True  # the answer to an earlier attempt got lost
+            if others:
                 raise not_held("release", host, others)
-            after = record._replace(blocks=tuple(each for each in record.blocks if each not in wanted))
-            rest = self._client.grant(pool.hold_down_s) if pool.hold_down_s else 0
-            changes = [self._written(after, pool)]
+            asked.update(wanted)
+            rest = self._rest(pool)
+            changes = [self._written(record.without(wanted), pool)]
             for block in wanted:
-                changes += [*self._given_back(block, host, pool, rest), self._told("released", block, host, pool)]
+                changes += [self._given_back(block, host, pool, rest)]
+                changes += [self._told(block, seen[block], "released", host, pool)]
             return self._client.change([self._unchanged(record, pool)], changes) or None
 
         _until_done(attempt)
 
     def transfer(self, name: str, block: Block, giver: str, taker: str) -> Holding:
         """Move a block from one host to another, for a full term of its own."""
+        refuse_same_host(giver, taker)
 
         def attempt() -> Holding | None:
-            refuse_same_host(giver, taker)
-            pool, _ = self._pool(name)
-            from_record = self._record(pool, giver)
+            pool, _, (from_record, to_record), seen = self._look(name, [giver, taker], lambda _: [block])
             if block not in from_record.blocks:
                 raise not_held("transfer", giver, [block])
-            to_record = self._with_leases(self._record(pool, taker), pool)
             refuse_too_many(pool, taker, len(to_record.blocks), 1)
-            before = from_record._replace(blocks=tuple(each for each in from_record.blocks if each != block))
-            after = to_record._replace(blocks=(*to_record.blocks, block))
+            after = self._with_leases(to_record, pool).with_more([block])
             compare = [self._unchanged(from_record, pool), self._unchanged(to_record, pool)]
-            changes = [self._written(before, pool), self._written(after, pool), *self._given(block, after, pool)]
-            changes.append(self._told("transferred", block, giver, pool, taker))
-            return self._terms(after, pool)[-1] if self._client.change(compare, changes) else None
+            changes = [self._written(from_record.without([block]), pool), self._written(after, pool)]
+            changes += [self._given(block, after, pool)]
+            changes += [self._told(block, seen[block], "transferred", giver, pool, taker)]
+            return terms(after, pool)[-1] if self._client.change(compare, changes) else None
 
         return _until_done(attempt)
 
     def history(self, name: str, block: Block | None = None, most: int = 1000) -> list[Change]:
         """Return what was told of a pool, or of one block, the newest last."""
-        pool, _ = self._pool(name)
-        prefix = f"{self._block_path('log', pool, block)}/" if block else self._path("log", name, "")
-        (found,) = self._client.read([etcd.newest(prefix, most)]).found
-        return [_change(each, pool) for each in reversed(found)]
+        pool = self._look(name).pool
+        where = etcd.key(self._block_path("log", pool, block)) if block else etcd.under(self._path("log", name, ""))
+        (found,) = self._client.read_all([where]).found
+        changes = [change for each in found for change in changes_of(each, pool)]
+        return (changes if block else sorted(changes, key=lambda change: change.time))[-most:]
 
     # keys
 
@@ -186,38 +202,67 @@ class EtcdStore:
     def _block_path(self, kind: str, pool: Pool, block: Block) -> str:
         return self._path(kind, pool.name, str(block.address), f"{block.first:05d}")
 
+    def _given_up(self, before: Pool, wanted: Pool) -> list[str]:
+        """Return what the keys of blocks begin with that new terms might take away."""
+        if wanted.slice_size == before.slice_size and wanted.ports == before.ports:
+            gone = set(before.addresses) - set(wanted.addresses)
+            if len(gone) <= _MOST_RANGES:
+                return [self._path("taken", before.name, str(address), "") for address in gone]
+        return [self._path("taken", before.name, "")]
+
     # reading
 
-    def _pool(self, name: str) -> tuple[Pool, int]:
-        ranges = [etcd.key(self._path("pool", name)), etcd.under(self._path("pool", ""))]
-        found, known = self._client.read(ranges).found
-        if not found:
-            raise unknown_pool(name, [each.key.rpartition("/")[2] for each in known])
-        return pool_from(found[0].value), found[0].revision
+    def _look(
+        self, name: str, hosts: Sequence[str] = (), blocks: Callable[[Pool], Sequence[Block]] | None = None
+    ) -> View:
+        """Return the definition, the records of hosts, and what is known of blocks, by one read where it can be."""
+        while True:
+            pool, revision = self._definitions.get(name) or self._definition(name)
+            wanted = blocks(pool) if blocks else ()
+            ranges = [etcd.changed_key(self._path("pool", name), revision)]
+            ranges += [etcd.key(self._path("host", name, host)) for host in hosts]
+            ranges += [etcd.key(self._block_path(kind, pool, block)) for block in wanted for kind in ("taken", "log")]
+            _, found, counts = self._client.read(ranges)
+            if counts[0] and not found[0]:
+                break
+            del self._definitions[name]
+        records = [
+            record_of(each[0], pool) if each else nothing(host)
+            for host, each in zip(hosts, found[1 : 1 + len(hosts)], strict=True)
+        ]
+        self._last_records.update({(name, record.host): record for record in records})
+        of_blocks = found[1 + len(hosts) :]
+        seen = map(seen_of, of_blocks[::2], of_blocks[1::2])
+        return View(pool, revision, records, dict(zip(wanted, seen, strict=True)))
 
-    def _record(self, pool: Pool, host: str) -> Record:
-        (found,) = self._client.read([etcd.key(self._path("host", pool.name, host))]).found
-        if not found:
-            return Record(host)
-        told = json.loads(found[0].value)
-        blocks = tuple(Block(ip_address(address), first, pool.slice_size) for address, first in told["blocks"])
-        return Record(host, found[0].revision, told["short"], told["long"], blocks)
+    def _definition(self, name: str) -> tuple[Pool, int]:
+        known = self._client.read([etcd.under(self._path("pool", ""))]).found[0]
+        self._definitions = {pool.name: (pool, each.revision) for each in known for pool in [pool_from(each.value)]}
+        if name not in self._definitions:
+            raise unknown_pool(name, self._definitions)
+        return self._definitions[name]
 
-    def _choose(self, pool: Pool, count: int) -> list[Block]:
+    def _choose(self, view: View, count: int) -> dict[Block, Seen]:
         """Return free blocks, by chance: hosts that ask at once seldom want the same."""
-        request = etcd.under(self._path("taken", pool.name, "")) | {"keys_only": True}
-        (found,) = self._client.read([request]).found
-        taken = {_block(each, pool) for each in found}
-        free = [block for block in pool.blocks() if block not in taken]
+        free = {block: seen for block, seen in view.seen.items() if not seen.taken}
         if len(free) < count:
-            resting = len(found) - len(self._client.read([etcd.under(self._path("held", pool.name, ""))]).found[0])
-            raise exhausted(pool, len(free), count, resting)
-        return random.sample(free, count)
+            blocks = self._sweep(view.pool, count)
+            free = self._look(view.pool.name, [], lambda _: blocks).seen
+        return dict(random.sample(list(free.items()), count))
 
-    def _holding(self, taken: Found, held: Found | None, pool: Pool, left_s: dict[int, int]) -> Holding:
-        told = json.loads((held or taken).value)
-        since = datetime.fromtimestamp(told["since"], UTC)
-        return Holding(_block(taken, pool), told["host"], since, left_s[(held or taken).lease], held is None)
+    def _sweep(self, pool: Pool, count: int) -> list[Block]:
+        """Return free blocks of a pool that is nearly full: sweeps over addresses, over all where they are few."""
+        at_once = min(_MOST_RANGES, max(1, _SWEPT // pool.blocks_per_address))
+        addresses = random.sample(pool.addresses, min(len(pool.addresses), at_once * _SWEEPS))
+        free = list[Block]()
+        for start in range(0, len(addresses), at_once):
+            some = addresses[start : start + at_once]
+            ranges = [etcd.keys_under(self._path("taken", pool.name, str(address), "")) for address in some]
+            taken = {block_of(each, pool) for keys in self._client.read(ranges).found for each in keys}
+            free += [block for address in some for block in pool.blocks_of(address) if block not in taken]
+            if len(free) >= count:
+                return random.sample(free, count)
+        raise exhausted(pool, len(free), len(addresses) * pool.blocks_per_address, count)
 
     # leases
 
@@ -226,43 +271,46 @@ class EtcdStore:
         if self._kept_alive(record):
             return record
         long = self._client.grant(pool.ttl_s + pool.hold_down_s)
-        return Record(record.host, 0, self._client.grant(pool.ttl_s), long)
+        return nothing(record.host)._replace(short=self._client.grant(pool.ttl_s), long=long)
 
     def _kept_alive(self, record: Record) -> bool:
         """Renew both leases. The long one first: it must not end before the short one and the hold-down after that."""
         return bool(record.revision and self._client.keep_alive(record.long) and self._client.keep_alive(record.short))
 
-    def _terms(self, record: Record, pool: Pool) -> list[Holding]:
-        now = datetime.now(UTC)
-        return [Holding(block, record.host, now, pool.ttl_s) for block in record.blocks]
+    def _rest(self, pool: Pool) -> int:
+        """Return the lease of what is given back now, 0 where nothing rests. One is for several, to spare etcd."""
+        if not pool.hold_down_s:
+            return 0
+        lease, until = self._rests.get(pool.hold_down_s, (0, 0.0))
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if now >= until:
+            shared_s = pool.hold_down_s // _REST_SHARED
+            lease = self._client.grant(pool.hold_down_s + shared_s)
+            self._rests[pool.hold_down_s] = (lease, now + shared_s)
+        return lease
 
-    # changes
+    # comparisons and changes
 
     def _unchanged(self, record: Record, pool: Pool) -> Request:
         return etcd.at_revision(self._path("host", pool.name, record.host), record.revision)
 
+    def _still(self, block: Block, seen: Seen, pool: Pool) -> Iterator[Request]:
+        yield etcd.at_revision(self._block_path("taken", pool, block), 0)
+        yield etcd.at_revision(self._block_path("log", pool, block), seen.told_revision)
+
     def _written(self, record: Record, pool: Pool) -> Request:
-        blocks = [(str(block.address), block.first) for block in record.blocks]
-        told = json.dumps({"short": record.short, "long": record.long, "blocks": blocks})
-        return etcd.put(self._path("host", pool.name, record.host), told, record.short)
+        return etcd.put(self._path("host", pool.name, record.host), record.text, record.short)
 
-    def _given(self, block: Block, record: Record, pool: Pool) -> Iterator[Request]:
-        told = json.dumps({"host": record.host, "since": time.time()})
-        yield etcd.put(self._block_path("taken", pool, block), told, record.long)
-        yield etcd.put(self._block_path("held", pool, block), told, record.short)
+    def _given(self, block: Block, record: Record, pool: Pool) -> Request:
+        told = json.dumps({"host": record.host, "since": record.blocks[block]})
+        return etcd.put(self._block_path("taken", pool, block), told, record.long)
 
-    def _given_back(self, block: Block, host: str, pool: Pool, rest: int) -> Iterator[Request]:
-        taken, told = self._block_path("taken", pool, block), json.dumps({"host": host, "since": time.time()})
-        yield etcd.delete(self._block_path("held", pool, block))
-        yield etcd.put(taken, told, rest) if rest else etcd.delete(taken)
+    def _given_back(self, block: Block, host: str, pool: Pool, rest: int) -> Request:
+        taken = self._block_path("taken", pool, block)
+        return etcd.put(taken, json.dumps({"host": host, "since": time.time()}), rest) if rest else etcd.delete(taken)
 
-    def _told(self, what: str, block: Block, host: str, pool: Pool, other: str | None = None) -> Request:
-        if time.monotonic() >= self._history_lease_due:
-            self._history_lease = self._client.grant(_HISTORY_S)
-            self._history_lease_due = time.monotonic() + _DAY_S
-        told = json.dumps({"time": time.time(), "what": what, "host": host, "to": other})
-        path = f"{self._block_path('log', pool, block)}/{time.time_ns():020d}"
-        return etcd.put(path, told, self._history_lease)
+    def _told(self, block: Block, seen: Seen, what: str, host: str, pool: Pool, other: str | None = None) -> Request:
+        return etcd.put(self._block_path("log", pool, block), seen.text(what, host, other))
 
 
 def _until_done(attempt: Callable[[], T | None]) -> T:
@@ -272,15 +320,3 @@ def _until_done(attempt: Callable[[], T | None]) -> T:
             return answer
         time.sleep(random.uniform(0, _PAUSE_S * min(number + 1, 10)))
     raise StateError(CHANGE, f"others changed the pool at the same time, {_TRIES} times over: try again")
-
-
-def _block(found: Found, pool: Pool | None) -> Block:
-    _, address, first = found.key.rsplit("/", 2)
-    return Block(ip_address(address), int(first), pool.slice_size if pool else 1)
-
-
-def _change(found: Found, pool: Pool) -> Change:
-    told = json.loads(found.value)
-    _, address, first, _ = found.key.rsplit("/", 3)
-    block = Block(ip_address(address), int(first), pool.slice_size)
-    return Change(datetime.fromtimestamp(told["time"], UTC), told["what"], block, told["host"], told["to"])

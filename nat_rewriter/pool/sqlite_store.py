@@ -10,18 +10,19 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
-from types import TracebackType
 
 from nat_rewriter.errors import StateError
 from nat_rewriter.model.pools import Block, Change, Holding, Pool
 from nat_rewriter.pool.store import (
     CHANGE,
     READ,
+    PoolStore,
     exhausted,
     new_terms,
     not_held,
     pool_from,
     pool_text,
+    random_blocks,
     refuse_long,
     refuse_same_host,
     refuse_too_many,
@@ -38,6 +39,7 @@ CREATE TABLE IF NOT EXISTS pool (name TEXT PRIMARY KEY, definition TEXT NOT NULL
 CREATE TABLE IF NOT EXISTS holding (
     pool TEXT NOT NULL, address TEXT NOT NULL, first INTEGER NOT NULL, size INTEGER NOT NULL, host TEXT NOT NULL,
     since REAL NOT NULL, held_until REAL NOT NULL, rests_until REAL NOT NULL, PRIMARY KEY (pool, address, first));
+CREATE INDEX IF NOT EXISTS holding_of_host ON holding (pool, host);
 CREATE TABLE IF NOT EXISTS change (
     id INTEGER PRIMARY KEY, time REAL NOT NULL, pool TEXT NOT NULL, what TEXT NOT NULL, address TEXT NOT NULL,
     first INTEGER NOT NULL, size INTEGER NOT NULL, host TEXT NOT NULL, other TEXT);
@@ -46,7 +48,7 @@ CREATE TABLE IF NOT EXISTS change (
 Row = tuple[str, int, int, str, float, float, float]
 
 
-class SqliteStore:
+class SqliteStore(PoolStore):
     """Terms are counted on the clock of the time since boot, which nobody sets; what was held before a boot rests."""
 
     def __init__(self, path: str) -> None:
@@ -60,14 +62,6 @@ class SqliteStore:
         except BaseException:
             self._database.close()
             raise
-
-    def __enter__(self) -> SqliteStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file."""
@@ -96,15 +90,8 @@ class SqliteStore:
         """Give a host so many more blocks, all or none, and renew what it has."""
         with self._changing():
             pool = self._pool(name)
-            there = self._holdings(pool)
-            mine = [each.block for each in there if each.host == host and not each.resting]
-            refuse_too_many(pool, host, len(mine), count)
-            taken = {each.block for each in there}
-            free = [block for block in pool.blocks() if block not in taken]
-            if len(free) < count:
-                raise exhausted(pool, len(free), count, sum(each.resting for each in there))
-            # Neighbours would make a host easy to guess, and two hosts that ask at once ask for the same (RFC 6056).
-            for block in random.sample(free, count):
+            refuse_too_many(pool, host, len(self._of(pool, host)), count)
+            for block in self._choose(pool, count):
                 self._give(pool, block, host)
             self._extend(pool, host)
             return self._of(pool, host)
@@ -197,16 +184,31 @@ class SqliteStore:
         return known[name]
 
     def _holdings(self, pool: Pool) -> list[Holding]:
-        now = _now()
-        rows = self._database.execute(
-            "SELECT address, first, size, host, since, held_until, rests_until FROM holding"
-            " WHERE pool = ? AND rests_until > ?",
-            (pool.name, now),
-        )
-        return sorted((_holding(row, now) for row in rows), key=lambda each: (each.block.address.version, each.block))
+        return self._found("pool = ? AND rests_until > ?", pool.name, _now())
 
     def _of(self, pool: Pool, host: str) -> list[Holding]:
-        return [each for each in self._holdings(pool) if each.host == host and not each.resting]
+        return self._found("pool = ? AND host = ? AND held_until > ?", pool.name, host, _now())
+
+    def _found(self, where: str, *values: str | float) -> list[Holding]:
+        now = _now()
+        columns = "address, first, size, host, since, held_until, rests_until"
+        rows = self._database.execute(f"SELECT {columns} FROM holding WHERE {where}", values)
+        return sorted((_holding(row, now) for row in rows), key=lambda each: (each.block.address.version, each.block))
+
+    def _choose(self, pool: Pool, count: int) -> list[Block]:
+        """Return free blocks, by chance; only where the pool is nearly full by looking at all of it."""
+        free = [block for block in random_blocks(pool, count) if self._is_free(pool, block)]
+        if len(free) < count:
+            taken = {each.block for each in self._holdings(pool)}
+            free = [block for block in pool.blocks() if block not in taken]
+            if len(free) < count:
+                raise exhausted(pool, len(free), pool.block_count, count)
+        return random.sample(free, count)
+
+    def _is_free(self, pool: Pool, block: Block) -> bool:
+        key = (pool.name, str(block.address), block.first)
+        where = "pool = ? AND address = ? AND first = ? AND rests_until > ?"
+        return not self._database.execute(f"SELECT 1 FROM holding WHERE {where}", (*key, _now())).fetchone()
 
     def _refuse_others(self, pool: Pool, operation: str, host: str, blocks: list[Block]) -> None:
         mine = {each.block for each in self._of(pool, host)}

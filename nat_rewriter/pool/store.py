@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from types import TracebackType
-from typing import Protocol as Interface
+from typing import Self
 
 from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.model.pools import Block, Change, Holding, Pool, pool_object
@@ -15,52 +17,63 @@ from nat_rewriter.model.slices import PortRange, Protocol
 
 READ, CHANGE = "read pools", "change pools"
 MOST_AT_ONCE = 32  # blocks that one call acquires or releases: a transaction of etcd has 128 operations at most
+_LOOKED_AT = 60  # blocks, at most, by one read: two operations each
 
 
-class PoolStore(Interface):
+class PoolStore(ABC):
     """Who holds which block of which pool. Every change is whole or not at all, whoever else is at it.
 
     Every method raises StateError where the store cannot be asked, and NatctlError where a pool is not in it.
     """
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the store."""
 
-    def __enter__(self) -> PoolStore: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
+    @abstractmethod
     def define(self, pool: Pool) -> bool:
         """Enter a pool, or its new terms; tell whether that changed anything. Raises what ``new_terms`` does."""
 
+    @abstractmethod
     def pools(self) -> list[Pool]:
         """Return the pools, by name."""
 
+    @abstractmethod
     def holdings(self, name: str) -> list[Holding]:
         """Return what is held or rests, by address and port."""
 
+    @abstractmethod
     def acquire(self, name: str, host: str, count: int) -> list[Holding]:
         """Give a host so many more blocks, all or none, and renew what it has. Raises NatctlError where it cannot."""
 
+    @abstractmethod
     def renew(self, name: str, host: str) -> list[Holding]:
         """Return what a host holds, for a full term from the moment of this call on."""
 
+    @abstractmethod
     def release(self, name: str, host: str, blocks: Iterable[Block]) -> None:
         """Take blocks back from a host, all or none; they rest. Raises NatctlError for one that it does not hold."""
 
+    @abstractmethod
     def transfer(self, name: str, block: Block, giver: str, taker: str) -> Holding:
         """Move a block from one host to another, for a full term of its own. Raises NatctlError as ``release`` does."""
 
+    @abstractmethod
     def history(self, name: str, block: Block | None = None, most: int = 1000) -> list[Change]:
         """Return what was told of a pool, or of one block, the newest last."""
 
 
 def new_terms(known: Pool, wanted: Pool, held: Iterable[Block]) -> Pool:
     """Return the terms that a pool in use gets. Raises NatctlError where a block that is held would be none of it."""
-    lost = [block for block in held if block not in wanted]
-    if lost:
+    if lost := wanted.strangers(held):
         reason = f"{lost[0]} is held or rests, and would be no slice of it any more; release it first"
         raise NatctlError(
             "define pool", f"{reason}, and {len(lost) - 1} others" if len(lost) > 1 else reason, known.name
@@ -88,11 +101,19 @@ def refuse_same_host(giver: str, taker: str) -> None:
         raise NatctlError("transfer", "giver and taker are the same host", giver)
 
 
-def exhausted(pool: Pool, free: int, count: int, resting: int) -> NatctlError:
+def random_blocks(pool: Pool, count: int) -> list[Block]:
+    """Return blocks to look at when so many free ones are wanted.
+
+    Neighbours would make a host easy to guess, and two hosts that ask at once ask for the same (RFC 6056).
+    """
+    wanted = min(2 * count + 2, _LOOKED_AT, pool.block_count)
+    return [pool.block_at(number) for number in random.sample(range(pool.block_count), wanted)]
+
+
+def exhausted(pool: Pool, free: int, looked_at: int, count: int) -> NatctlError:
     """Return the error of a pool that has not enough free blocks."""
-    return NatctlError(
-        "acquire", f"{free} slices are free, {resting} rest after use, {count} were asked for", pool.name
-    )
+    reason = f"{free} of {looked_at} slices are free, {count} were asked for; the others are held, or rest after use"
+    return NatctlError("acquire", reason, pool.name)
 
 
 def not_held(operation: str, host: str, blocks: Sequence[Block]) -> NatctlError:

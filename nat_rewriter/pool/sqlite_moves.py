@@ -1,0 +1,96 @@
+"""Moves of slices in the SQLite file: for the processes of one host, each with a network namespace of its own."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from ipaddress import ip_address
+
+from nat_rewriter.model.moves import LASTS_S, Move, move_from, move_text
+from nat_rewriter.model.pools import Block, Pool
+from nat_rewriter.pool.moves import overtaken, refuse_large, refuse_unfinished
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS move (
+    pool TEXT NOT NULL, address TEXT NOT NULL, first INTEGER NOT NULL, size INTEGER NOT NULL, told TEXT NOT NULL,
+    version INTEGER NOT NULL, ends REAL NOT NULL, flows BLOB, PRIMARY KEY (pool, address, first));
+"""
+_BLOCK = "pool = ? AND address = ? AND first = ?"
+
+
+class SqliteMoves:
+    """Ends are counted on the clock of the time since boot. ``changing`` and ``reading`` are the store's transactions."""
+
+    def __init__(
+        self,
+        database: sqlite3.Connection,
+        changing: Callable[[], AbstractContextManager[None]],
+        reading: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._database, self._changing, self._reading = database, changing, reading
+
+    def announce(self, pool: Pool, block: Block, giver: str, taker: str) -> Move:
+        """Ask both hosts to move a block."""
+        asked = Move(pool.name, block, giver, taker)
+        with self._changing():
+            for there in self._found():
+                if (there.pool, there.block) == (pool.name, block):
+                    refuse_unfinished(there)
+                    asked = Move(pool.name, block, giver, taker, version=there.version + 1)
+            self._database.execute("DELETE FROM move WHERE ends <= ?", (_now(),))
+            row = (*_key(asked), block.size, move_text(asked), asked.version, _now() + pool.ttl_s + LASTS_S)
+            self._database.execute("INSERT OR REPLACE INTO move VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", row)
+        return asked
+
+    def under_way(self) -> list[Move]:
+        """Return the moves of all pools."""
+        with self._reading():
+            return self._found()
+
+    def answer(self, after: Move) -> bool:
+        """Bring a move to another stage, if it is still at the version that was seen."""
+        with self._changing():
+            return self._answered(after)
+
+    def bring_on(self, after: Move) -> None:
+        """The same inside of a transaction of the store's. Raises NatctlError where it is at another version."""
+        if not self._answered(after):
+            raise overtaken(after.block)
+
+    def pack(self, move: Move, flows: bytes) -> None:
+        """Put down what the taker is to fetch."""
+        refuse_large(flows)
+        with self._changing():
+            self._database.execute(f"UPDATE move SET flows = ? WHERE {_BLOCK}", (flows, *_key(move)))
+
+    def unpack(self, move: Move) -> bytes:
+        """Return what the giver has put down."""
+        with self._reading():
+            row = self._database.execute(f"SELECT flows FROM move WHERE {_BLOCK}", _key(move)).fetchone()
+        return row[0] or b"" if row else b""
+
+    def _found(self) -> list[Move]:
+        rows = self._database.execute(
+            "SELECT pool, address, first, size, told, version FROM move WHERE ends > ?", (_now(),)
+        )
+        return [
+            move_from(pool, Block(ip_address(address), first, size), told, version)
+            for pool, address, first, size, told, version in rows
+        ]
+
+    def _answered(self, after: Move) -> bool:
+        done = self._database.execute(
+            f"UPDATE move SET told = ?, version = version + 1 WHERE {_BLOCK} AND version = ? AND ends > ?",
+            (move_text(after), *_key(after), after.version, _now()),
+        )
+        return bool(done.rowcount)
+
+
+def _key(move: Move) -> tuple[str, str, int]:
+    return move.pool, str(move.block.address), move.block.first
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
