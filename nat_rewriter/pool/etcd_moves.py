@@ -2,25 +2,25 @@
 
 ::
 
-    move/POOL/ADDRESS/PORT            who gives, who takes, how far it is; on a lease of its own
-    parcel/POOL/ADDRESS/PORT/NUMBER   what the taker is to fetch, in parts that fit into a request; on the same lease
+    move/POOL/ADDRESS/PORT      who gives, who takes, how far it is; on a lease of its own
+    parcel/POOL/TOKEN/NUMBER    what the taker is to fetch, in parts that fit into a request; on the same lease
 """
 
 from __future__ import annotations
 
 from ipaddress import ip_address
 
-from nat_rewriter.model.moves import LASTS_S, Move, move_from, move_text
+from nat_rewriter.model.moves import LASTS_S, MOST_PACKED, Move, move_from, move_text
 from nat_rewriter.model.pools import Block, Pool
 from nat_rewriter.pool import etcd_requests as etcd
 from nat_rewriter.pool.etcd_client import EtcdClient, Found
 from nat_rewriter.pool.etcd_requests import Request
-from nat_rewriter.pool.moves import overtaken, refuse_large, refuse_unfinished
+from nat_rewriter.pool.moves import Moves, overtaken, refuse_large, refuse_unfinished
 
 _PART = 512 << 10  # bytes: a request has at most 1.5 MiB (--max-request-bytes)
 
 
-class EtcdMoves:
+class EtcdMoves(Moves):
     """The store's version of a move is the revision of its key."""
 
     def __init__(self, client: EtcdClient, prefix: str) -> None:
@@ -28,8 +28,8 @@ class EtcdMoves:
 
     def announce(self, pool: Pool, block: Block, giver: str, taker: str) -> Move:
         """Ask both hosts to move a block."""
-        asked = Move(pool.name, block, giver, taker)
-        path = self._path("move", asked)
+        asked = Move.new(pool.name, block, giver, taker)
+        path = self._path(asked)
         (there,) = self._client.read([etcd.key(path)]).found
         for each in there:
             refuse_unfinished(self._move(each))
@@ -49,31 +49,45 @@ class EtcdMoves:
         """Bring a move to another stage, if it is still at the version that was seen."""
         return self._client.change([self.standing(after)], [self.brought_on(after)])
 
+    def refuse_overtaken(self, move: Move) -> None:
+        """Raise NatctlError for a move that is at another version by now."""
+        (found,) = self._client.read([etcd.key(self._path(move))]).found
+        if not found or found[0].revision != move.version:
+            raise overtaken(move.block)
+
     def standing(self, move: Move) -> Request:
         """Return the comparison that holds while a move is at the version that was seen."""
-        return etcd.at_revision(self._path("move", move), move.version)
+        return etcd.at_revision(self._path(move), move.version)
 
     def brought_on(self, after: Move) -> Request:
         """Return the change that brings a move to another stage."""
-        return etcd.put_again(self._path("move", after), self._text(after))
+        return etcd.put_again(self._path(after), self._text(after))
 
     def pack(self, move: Move, flows: bytes) -> None:
         """Put down what the taker is to fetch."""
         refuse_large(flows)
-        (found,) = self._client.read([etcd.key(self._path("move", move))]).found
+        (found,) = self._client.read([etcd.key(self._path(move))]).found
         if not found:
             raise overtaken(move.block)
         for number, start in enumerate(range(0, len(flows), _PART)):
-            part = f"{self._path('parcel', move)}/{number:04d}"
-            self._client.change([], [etcd.put(part, flows[start : start + _PART], found[0].lease)])
+            part = etcd.put(self._part_path(move, number), flows[start : start + _PART], found[0].lease)
+            self._client.change([], [part])
 
     def unpack(self, move: Move) -> bytes:
         """Return what the giver has put down."""
-        (parts,) = self._client.read_all([etcd.under(f"{self._path('parcel', move)}/")]).found
-        return b"".join(each.value for each in parts)
+        flows = b""
+        for number in range(-(-MOST_PACKED // _PART)):
+            (found,) = self._client.read([etcd.key(self._part_path(move, number))]).found
+            flows += found[0].value if found else b""
+            if not found or len(found[0].value) < _PART:
+                break
+        return flows
 
-    def _path(self, kind: str, move: Move) -> str:
-        return f"{self._prefix}/{kind}/{move.pool}/{move.block.address}/{move.block.first:05d}"
+    def _path(self, move: Move) -> str:
+        return f"{self._prefix}/move/{move.pool}/{move.block.address}/{move.block.first:05d}"
+
+    def _part_path(self, move: Move, number: int) -> str:
+        return f"{self._prefix}/parcel/{move.pool}/{move.token}/{number:04d}"
 
     def _text(self, move: Move) -> str:
         return f"{move.block.size} {move_text(move)}"

@@ -32,9 +32,14 @@ def keys_under(prefix: str) -> Request:
     return under(prefix) | {"keys_only": True}
 
 
-def put(name: str, value: str, lease: int = 0) -> Request:
+def put(name: str, value: str | bytes, lease: int = 0) -> Request:
     """Return the change that sets a key, until its lease ends."""
     return {"request_put": {"key": encoded(name), "value": encoded(value), "lease": lease}}
+
+
+def put_again(name: str, value: str) -> Request:
+    """Return the change that sets a key that is there, on the lease that it has."""
+    return {"request_put": {"key": encoded(name), "value": encoded(value), "ignore_lease": True}}
 
 
 def delete(name: str) -> Request:

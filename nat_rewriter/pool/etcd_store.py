@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from nat_rewriter.errors import StateError
+from nat_rewriter.model.moves import Move
 from nat_rewriter.model.pools import Block, Change, Holding, Pool, StoreAddress
 from nat_rewriter.pool import etcd_requests as etcd
 from nat_rewriter.pool.etcd_client import EtcdClient
+from nat_rewriter.pool.etcd_moves import EtcdMoves
 from nat_rewriter.pool.etcd_records import (
     Record,
     Seen,
@@ -64,9 +66,12 @@ T = TypeVar("T")
 class EtcdStore(PoolStore):
     """Keeps pools in etcd, under a prefix of its own."""
 
+    moves: EtcdMoves
+
     def __init__(self, address: StoreAddress) -> None:
         self._client = EtcdClient(address)
         self._prefix = address.prefix
+        self.moves = EtcdMoves(self._client, self._prefix)
         self._definitions: dict[str, tuple[Pool, int]] = {}
         self._last_records: dict[tuple[str, str], Record] = {}
         self._rests: dict[int, tuple[int, float]] = {}
@@ -168,7 +173,7 @@ class EtcdStore(PoolStore):
 
         _until_done(attempt)
 
-    def transfer(self, name: str, block: Block, giver: str, taker: str) -> Holding:
+    def transfer(self, name: str, block: Block, giver: str, taker: str, move: Move | None = None) -> Holding:
         """Move a block from one host to another, for a full term of its own."""
         refuse_same_host(giver, taker)
 
@@ -182,6 +187,9 @@ class EtcdStore(PoolStore):
             changes = [self._written(from_record.without([block]), pool), self._written(after, pool)]
             changes += [self._given(block, after, pool)]
             changes += [self._told(block, seen[block], "transferred", giver, pool, taker)]
+            if move:
+                self.moves.refuse_overtaken(move)
+                compare, changes = [*compare, self.moves.standing(move)], [*changes, self.moves.brought_on(move)]
             return terms(after, pool)[-1] if self._client.change(compare, changes) else None
 
         return _until_done(attempt)

@@ -10,28 +10,33 @@ Each step is made by one side, and only from the state that it has seen: the los
 
 from __future__ import annotations
 
-from typing import Protocol as Interface
+from abc import ABC, abstractmethod
 
 from nat_rewriter.errors import NatctlError
 from nat_rewriter.model.moves import MOST_PACKED, Move
 from nat_rewriter.model.pools import Block, Pool
 
 
-class Moves(Interface):
+class Moves(ABC):
     """The announcements of moves, which end by themselves. Raises StateError where the store cannot be asked."""
 
+    @abstractmethod
     def announce(self, pool: Pool, block: Block, giver: str, taker: str) -> Move:
         """Ask both hosts to move a block. Raises NatctlError where it is on its way already."""
 
+    @abstractmethod
     def under_way(self) -> list[Move]:
         """Return the moves of all pools, those that have just ended too."""
 
+    @abstractmethod
     def answer(self, after: Move) -> bool:
         """Bring a move to another stage, if it is still at the version that was seen; tell whether it was."""
 
+    @abstractmethod
     def pack(self, move: Move, flows: bytes) -> None:
         """Put down what the taker is to fetch, until the move ends."""
 
+    @abstractmethod
     def unpack(self, move: Move) -> bytes:
         """Return what the giver has put down."""
 

@@ -6,11 +6,12 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from ipaddress import ip_address
 
 from nat_rewriter.model.moves import LASTS_S, Move, move_from, move_text
 from nat_rewriter.model.pools import Block, Pool
-from nat_rewriter.pool.moves import overtaken, refuse_large, refuse_unfinished
+from nat_rewriter.pool.moves import Moves, overtaken, refuse_large, refuse_unfinished
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS move (
@@ -20,8 +21,8 @@ CREATE TABLE IF NOT EXISTS move (
 _BLOCK = "pool = ? AND address = ? AND first = ?"
 
 
-class SqliteMoves:
-    """Ends are counted on the clock of the time since boot. ``changing`` and ``reading`` are the store's transactions."""
+class SqliteMoves(Moves):
+    """Ends are counted on the clock of the time since boot; ``changing`` and ``reading`` are the store's contexts."""
 
     def __init__(
         self,
@@ -33,12 +34,12 @@ class SqliteMoves:
 
     def announce(self, pool: Pool, block: Block, giver: str, taker: str) -> Move:
         """Ask both hosts to move a block."""
-        asked = Move(pool.name, block, giver, taker)
+        asked = Move.new(pool.name, block, giver, taker)
         with self._changing():
             for there in self._found():
                 if (there.pool, there.block) == (pool.name, block):
                     refuse_unfinished(there)
-                    asked = Move(pool.name, block, giver, taker, version=there.version + 1)
+                    asked = replace(asked, version=there.version + 1)
             self._database.execute("DELETE FROM move WHERE ends <= ?", (_now(),))
             row = (*_key(asked), block.size, move_text(asked), asked.version, _now() + pool.ttl_s + LASTS_S)
             self._database.execute("INSERT OR REPLACE INTO move VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", row)
@@ -68,7 +69,9 @@ class SqliteMoves:
     def unpack(self, move: Move) -> bytes:
         """Return what the giver has put down."""
         with self._reading():
-            row = self._database.execute(f"SELECT flows FROM move WHERE {_BLOCK}", _key(move)).fetchone()
+            row = self._database.execute(
+                f"SELECT flows FROM move WHERE {_BLOCK} AND ends > ?", (*_key(move), _now())
+            ).fetchone()
         return row[0] or b"" if row else b""
 
     def _found(self) -> list[Move]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import sqlite3
 import time
@@ -12,7 +13,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from nat_rewriter.errors import StateError
+from nat_rewriter.model.moves import Move
 from nat_rewriter.model.pools import Block, Change, Holding, Pool
+from nat_rewriter.pool.sqlite_moves import SCHEMA as MOVES_SCHEMA
+from nat_rewriter.pool.sqlite_moves import SqliteMoves
 from nat_rewriter.pool.store import (
     CHANGE,
     READ,
@@ -51,11 +55,14 @@ Row = tuple[str, int, int, str, float, float, float]
 class SqliteStore(PoolStore):
     """Terms are counted on the clock of the time since boot, which nobody sets; what was held before a boot rests."""
 
+    moves: SqliteMoves
+
     def __init__(self, path: str) -> None:
         self._path = path
         with self._told(READ):
             Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
+        self.moves = SqliteMoves(self._database, self._changing, functools.partial(self._told, READ))
         try:
             with self._told(READ):
                 self._prepare()
@@ -117,13 +124,15 @@ class SqliteStore(PoolStore):
                 )
                 self._tell(pool, "released", block, host)
 
-    def transfer(self, name: str, block: Block, giver: str, taker: str) -> Holding:
+    def transfer(self, name: str, block: Block, giver: str, taker: str, move: Move | None = None) -> Holding:
         """Move a block from one host to another, for a full term of its own."""
         with self._changing():
             pool = self._pool(name)
             refuse_same_host(giver, taker)
             self._refuse_others(pool, "transfer", giver, [block])
             refuse_too_many(pool, taker, len(self._of(pool, taker)), 1)
+            if move:
+                self.moves.bring_on(move)
             self._give(pool, block, taker, tell=False)
             self._tell(pool, "transferred", block, giver, taker)
             (moved,) = [each for each in self._of(pool, taker) if each.block == block]
@@ -156,7 +165,7 @@ class SqliteStore(PoolStore):
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         with self._changing():
-            for statement in _SCHEMA.split(";"):
+            for statement in (_SCHEMA + MOVES_SCHEMA).split(";"):
                 self._database.execute(statement)
             self._database.execute(f"PRAGMA application_id = {_MARK}")
             self._begin_boot(_BOOT_ID.read_text().strip())

@@ -12,8 +12,10 @@ from types import TracebackType
 from typing import Self
 
 from nat_rewriter.errors import NatctlError, StateError
+from nat_rewriter.model.moves import Move
 from nat_rewriter.model.pools import Block, Change, Holding, Pool, pool_object
 from nat_rewriter.model.slices import PortRange, Protocol
+from nat_rewriter.pool.moves import Moves
 
 READ, CHANGE = "read pools", "change pools"
 MOST_AT_ONCE = 32  # blocks that one call acquires or releases: a transaction of etcd has 128 operations at most
@@ -24,7 +26,10 @@ class PoolStore(ABC):
     """Who holds which block of which pool. Every change is whole or not at all, whoever else is at it.
 
     Every method raises StateError where the store cannot be asked, and NatctlError where a pool is not in it.
+    ``moves``: what is on its way from one host to another.
     """
+
+    moves: Moves
 
     @abstractmethod
     def close(self) -> None:
@@ -63,8 +68,11 @@ class PoolStore(ABC):
         """Take blocks back from a host, all or none; they rest. Raises NatctlError for one that it does not hold."""
 
     @abstractmethod
-    def transfer(self, name: str, block: Block, giver: str, taker: str) -> Holding:
-        """Move a block from one host to another, for a full term of its own. Raises NatctlError as ``release`` does."""
+    def transfer(self, name: str, block: Block, giver: str, taker: str, move: Move | None = None) -> Holding:
+        """Move a block from one host to another, for a full term of its own. Raises NatctlError as ``release`` does.
+
+        With a ``move`` that comes to this stage by it: only while that is at the version that was seen.
+        """
 
     @abstractmethod
     def history(self, name: str, block: Block | None = None, most: int = 1000) -> list[Change]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from nat_rewriter.errors import NatctlError, StateError
+from nat_rewriter.model.moves import Count, Move, Stage
 from nat_rewriter.model.pools import Block, Pool, StoreAddress
 from nat_rewriter.model.slices import PortRange
 from nat_rewriter.pool import PoolStore, open_store
@@ -268,6 +269,76 @@ def test_processes_that_are_killed_leave_it_whole(address: StoreAddress) -> None
         while store.holdings("ams"):
             assert time.monotonic() < end
             time.sleep(0.2)
+
+
+# moves
+
+
+def on_its_way(store: PoolStore) -> Move:
+    """A move from h1 to h2 that h2 is ready for."""
+    block = store.acquire("ams", "h1", 1)[0].block
+    asked = store.moves.announce(POOL, block, "h1", "h2")
+    assert store.moves.under_way() == [asked]
+    assert store.moves.answer(asked.at(Stage.READY))
+    (ready,) = store.moves.under_way()
+    assert (ready.stage, ready.block, ready.giver, ready.taker) == (Stage.READY, block, "h1", "h2")
+    return ready
+
+
+@pytest.mark.parametrize("size", [0, 100, 3 << 20])
+def test_a_move_carries_what_is_packed(store: PoolStore, size: int) -> None:
+    ready, flows = on_its_way(store), secrets.token_bytes(size)
+    store.moves.pack(ready, flows)
+    store.transfer("ams", ready.block, "h1", "h2", ready.at(Stage.MOVED, count=Count(sent=3)))
+    (moved,) = store.moves.under_way()
+    assert (moved.stage, moved.count) == (Stage.MOVED, Count(sent=3))
+    assert [each.block for each in store.renew("ams", "h2")] == [ready.block]
+    assert store.renew("ams", "h1") == []
+    assert store.moves.unpack(moved) == flows
+    assert store.moves.answer(moved.at(Stage.DONE))
+    assert store.moves.under_way()[0].stage is Stage.DONE
+
+
+def test_only_one_goes_on_from_a_stage(store: PoolStore) -> None:
+    ready = on_its_way(store)
+    assert store.moves.answer(ready.at(Stage.REFUSED, "too late"))
+    assert not store.moves.answer(ready.at(Stage.READY))
+    with pytest.raises(NatctlError, match="the move was taken back meanwhile"):
+        store.transfer("ams", ready.block, "h1", "h2", ready.at(Stage.MOVED))
+    assert [each.block for each in store.renew("ams", "h1")] == [ready.block]
+    assert store.renew("ams", "h2") == []
+
+
+def test_a_block_is_on_one_way(store: PoolStore) -> None:
+    ready = on_its_way(store)
+    with pytest.raises(NatctlError, match="it is on its way from h1 to h2"):
+        store.moves.announce(POOL, ready.block, "h1", "h3")
+    assert store.moves.answer(ready.at(Stage.REFUSED))
+    store.moves.pack(ready, b"of the first")
+    again = store.moves.announce(POOL, ready.block, "h1", "h3")
+    assert store.moves.under_way() == [again]
+    assert store.moves.unpack(again) == b""
+
+
+def test_moves_of_what_is_not_held_change_nothing(store: PoolStore) -> None:
+    ready = on_its_way(store)
+    store.release("ams", "h1", [ready.block])
+    with pytest.raises(NatctlError, match="h1 does not hold it"):
+        store.transfer("ams", ready.block, "h1", "h2", ready.at(Stage.MOVED))
+    assert store.moves.under_way() == [ready]
+
+
+def test_an_announcement_ends(store: PoolStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("etcd_moves", "sqlite_moves"):
+        monkeypatch.setattr(f"nat_rewriter.pool.{module}.LASTS_S", -3)
+    ready = on_its_way(store)
+    store.moves.pack(ready, b"flows")
+    end = time.monotonic() + 30
+    while store.moves.under_way():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert store.moves.unpack(ready) == b""
+    assert not store.moves.answer(ready.at(Stage.READY))
 
 
 # what is no store
