@@ -50,6 +50,8 @@ def agent(env: Env, host: str, give_back: bool, state: Path | None) -> int:
     host_name(host)
     service = Service(env, _status)
     configuration = service.configuration
+    if not configuration.policy.pools:  # before a store is opened, which may make its file
+        raise NatctlError("hold slices", "there is no [[pool]] in the configuration", configuration.source)
     with ExitStack() as stack:
         stopped = stack.enter_context(stop_signals())
         store = stack.enter_context(open_store(configuration.policy.store))

@@ -41,8 +41,6 @@ class Agent:
     ) -> None:  # fmt: skip
         self._base, self._log, self._tell, self._warn = configuration, log, tell, warn
         policy = configuration.policy
-        if not policy.pools:
-            raise NatctlError("hold slices", "there is no [[pool]] in the configuration", configuration.source)
         self._holdings = Holdings(policy.pools, policy.controller.table, store, host, tell)
         self._applied: frozenset[Block] | None = None
         self._drain: _Drain | None = None
