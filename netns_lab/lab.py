@@ -107,13 +107,7 @@ class Lab:
 
     def natctl(self, *arguments: str | Path, expect: int | None = None, input: str | None = None) -> Outcome:
         """Run natctl on the egress host as a user would; NatctlError if its exit code is not the expected one."""
-        command = [sys.executable, "-m", "nat_rewriter", *map(str, arguments)]
-        done = self.egress.run(command, check=False, input=input)
-        if expect is not None and done.returncode != expect:
-            said = (done.stderr or done.stdout).strip()
-            words = " ".join(map(str, arguments))
-            raise NatctlError("natctl", f"exit code {done.returncode}, expected {expect}: {said}", words)
-        return Outcome(done.returncode, done.stdout, done.stderr)
+        return run_natctl(self.egress, arguments, expect, input)
 
     def config(
         self, *, coexist: str = "confine", guard: str = "drop", spread: str | None = None, slice_keys: str = "",
@@ -149,6 +143,19 @@ class Lab:
         return any(str(piece.address) == address and piece.owns(port) for piece in self.slices)
 
 
+def run_natctl(
+    host: Host, arguments: Sequence[str | Path], expect: int | None = None, input: str | None = None
+) -> Outcome:
+    """Run natctl on a host as a user would; NatctlError if its exit code is not the expected one."""
+    command = [sys.executable, "-m", "nat_rewriter", *map(str, arguments)]
+    done = host.run(command, check=False, input=input)
+    if expect is not None and done.returncode != expect:
+        said = (done.stderr or done.stdout).strip()
+        words = " ".join(map(str, arguments))
+        raise NatctlError("natctl", f"exit code {done.returncode}, expected {expect}: {said}", words)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
 def checked_name(name: str) -> str:
     """Return a name that is fit for namespaces and files; raise UsageError for any other."""
     if not _NAME.fullmatch(name):
@@ -158,7 +165,7 @@ def checked_name(name: str) -> str:
 
 def take_down(name: str) -> None:
     """Take away all of one lab, whoever made it; nothing there is no error."""
-    for host in namespaces.HOSTS:
+    for host in (*namespaces.HOSTS, *namespaces.FLEET_HOSTS):
         namespace = namespaces.namespace_name(name, host)
         namespaces.delete(namespace)
         # What natctl has kept about a host that is no more.

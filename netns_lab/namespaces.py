@@ -17,7 +17,8 @@ from nat_rewriter.kernel.netns import CLONE_NEWNET, NAMED_NAMESPACES
 
 PREFIX = "natctl-"
 HOSTS = ("client", "egress", "server", "upstream")
-_NAME = re.compile(rf"{PREFIX}(?P<lab>.+)-(?:{'|'.join(HOSTS)})")
+FLEET_HOSTS = ("host1", "host2", "host3", "host4", "host5", "etcd1", "etcd2", "etcd3")
+_NAME = re.compile(rf"{PREFIX}(?P<lab>.+)-(?:{'|'.join((*HOSTS, *FLEET_HOSTS))})")
 _MS_BIND = 4096
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -40,8 +40,8 @@ _INDEX = {CLIENT_LINK: 11, UPLINK: 12, SERVER_LINK: 13}
 _IPV4_SYSCTLS = {"net/ipv4/conf/all/rp_filter": "0", "net/ipv4/conf/default/rp_filter": "0"}
 # Without duplicate address detection an IPv6 address can be used at once.
 _IPV6_SYSCTLS = {"net/ipv6/conf/all/accept_dad": "0", "net/ipv6/conf/default/accept_dad": "0"}
-_HOST_SYSCTLS = {**_IPV4_SYSCTLS, **_IPV6_SYSCTLS, "net/ipv4/ping_group_range": "0 0"}
-_ROUTER_SYSCTLS = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
+HOST_SYSCTLS = {**_IPV4_SYSCTLS, **_IPV6_SYSCTLS, "net/ipv4/ping_group_range": "0 0"}
+ROUTER_SYSCTLS = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
 
 
 def set_sysctls(values: Mapping[str, str]) -> None:
@@ -56,8 +56,8 @@ class Wiring:
     def __init__(self, route: Any) -> None:
         self._route = route
 
-    def cable(self, name: str, peer: str, peer_namespace: str) -> None:
-        """Make a veth pair whose other end is in another namespace.
+    def cable(self, name: str, peer: str, peer_namespace: str, index: int = 0, mac: str | None = None) -> None:
+        """Make a veth pair whose other end is in another namespace; with an index and a hardware address, if given.
 
         The ends get different indexes. With equal ones the kernel (linkwatch_urgent_event) takes them for physical
         links, and tells IPv6 up to a second late that the cable is there.
@@ -65,7 +65,8 @@ class Wiring:
         descriptor = os.open(namespace_path(peer_namespace), os.O_RDONLY | os.O_CLOEXEC)
         try:
             far_end = {"ifname": peer, "net_ns_fd": descriptor}
-            self._route.link("add", ifname=name, index=_INDEX[name], kind="veth", peer=far_end)
+            own = {"address": mac} if mac else {}
+            self._route.link("add", ifname=name, index=index or _INDEX[name], kind="veth", peer=far_end, **own)
         finally:
             os.close(descriptor)
 
@@ -77,14 +78,27 @@ class Wiring:
             address = ip_interface(text)
             self._route.addr("add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
 
-    def route(self, destination: str, gateway: str) -> None:
+    def bridge(self, name: str) -> None:
+        """Make a bridge."""
+        self._route.link("add", ifname=name, kind="bridge")
+
+    def join(self, name: str, bridge: str) -> None:
+        """Make an interface a port of a bridge."""
+        index, master = (self._route.link_lookup(ifname=each)[0] for each in (name, bridge))
+        self._route.link("set", index=index, master=master)
+
+    def route(self, destination: str, gateway: str, table: int = 254) -> None:
         """Route a network, or ``default``, to a gateway."""
         family = 10 if ":" in gateway else 2
-        self._route.route("add", dst=destination, gateway=gateway, family=family)
+        self._route.route("add", dst=destination, gateway=gateway, family=family, table=table)
+
+    def rule(self, table: int, **match: Any) -> None:
+        """Route IPv4 packets of a network (``src``), or with a mark (``fwmark``), by a table of their own."""
+        self._route.rule("add", table=table, priority=1000 + table, family=2, **match)
 
 
 @contextmanager
-def wiring(namespace: str, sysctls: Mapping[str, str] = _HOST_SYSCTLS) -> Iterator[Wiring]:
+def wiring(namespace: str, sysctls: Mapping[str, str] = HOST_SYSCTLS) -> Iterator[Wiring]:
     """Enter a namespace to wire it: sysctls first, since interfaces copy them when they appear."""
     from pyroute2 import IPRoute
 
@@ -100,7 +114,7 @@ def build(names: Mapping[str, str], soft: Iterable[Address], clients: int) -> No
     for host in ("client", "server"):  # the default sysctls have to be there before the cables arrive
         with wiring(names[host]):
             pass
-    with wiring(names["upstream"], _HOST_SYSCTLS | _ROUTER_SYSCTLS) as upstream:
+    with wiring(names["upstream"], HOST_SYSCTLS | ROUTER_SYSCTLS) as upstream:
         upstream.interface("lo", [])
         upstream.cable(SERVER_LINK, "eth0", names["server"])
         upstream.interface(SERVER_LINK, ["203.0.113.254/24", "2001:db8:203::fe/64"])
@@ -113,7 +127,7 @@ def build(names: Mapping[str, str], soft: Iterable[Address], clients: int) -> No
 
 
 def _wire_egress(names: Mapping[str, str], soft_addresses: list[str]) -> None:
-    with wiring(names["egress"], _HOST_SYSCTLS | _ROUTER_SYSCTLS) as egress:
+    with wiring(names["egress"], HOST_SYSCTLS | ROUTER_SYSCTLS) as egress:
         egress.interface("lo", soft_addresses)
         egress.cable(CLIENT_LINK, "eth0", names["client"])
         egress.cable(UPLINK, DOWNLINK, names["upstream"])

@@ -1,0 +1,236 @@
+"""A fleet: five hosts that share two addresses by a pool in etcd, an upstream that watches them, and ways to fail."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from nat_rewriter.errors import EXIT_DONE, NatctlError, UnsupportedFeature
+from netns_lab import fleet_settings as settings
+from netns_lab import fleet_topology as topology
+from netns_lab import namespaces, state
+from netns_lab.etcd_cluster import Cluster, Member, Place
+from netns_lab.fleet_judge import Breach, Judge, Port, Use
+from netns_lab.host import Host
+from netns_lab.lab import Outcome, checked_name, run_natctl, take_down
+from netns_lab.packet_ring import PacketRing
+from netns_lab.running_agent import RunningAgent, wait_until
+from netns_lab.store_watch import Holding, StoreWatch
+from netns_lab.traffic import Traffic
+
+_ENDPOINTS = [(topology.node_address(node), 2379) for node in topology.NODES]
+_HOST_OF_MAC = {topology.host_mac(host): f"host{host}" for host in topology.HOSTS}
+SERVERS = "203.0.113.0/24"
+RECOVERY_S = 90.0
+
+
+class Fleet:
+    """Agents on five hosts, traffic through each, and a judge of all that leaves.
+
+    ::
+
+        with Fleet() as fleet:
+            fleet.agents[1].freeze()
+            …
+            assert not fleet.watch_for(10)
+    """
+
+    def __init__(self, *, slices: int = 6, name: str | None = None) -> None:
+        """Describe a fleet with so many slices in its pool; entering it makes it."""
+        self.name = checked_name(name or f"{os.getpid()}-{secrets.token_hex(3)}")
+        self.slices = slices
+        self._resources = ExitStack()
+        self._hosts = {
+            each: Host(namespaces.namespace_name(self.name, each), self._resources) for each in topology.NAMES
+        }
+        self.upstream, self.client, self.server = (self._hosts[each] for each in ("upstream", "client", "server"))
+        self.hosts = {number: self._hosts[f"host{number}"] for number in topology.HOSTS}
+        self.agents: dict[int, RunningAgent] = {}
+        self.configs: dict[int, Path] = {}
+
+    def __enter__(self) -> Fleet:
+        if missing := [tool for tool in ("etcd", "etcdctl") if not shutil.which(tool)]:
+            raise UnsupportedFeature("fleet lab", "etcd-server and etcd-client (Debian's packages)", f"no {missing[0]}")
+        try:
+            self._make()
+        except BaseException:
+            self._resources.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+    def _make(self) -> None:
+        state.write(state.LabState(self.name, [], len(topology.HOSTS), state.Process.current()))
+        self._resources.callback(take_down, self.name)
+        for host in self._hosts.values():
+            namespaces.create(host.name)
+        topology.build({each: host.name for each, host in self._hosts.items()})
+        self.upstream.nft(settings.upstream_ruleset())
+        directory = Path(
+            self._resources.enter_context(tempfile.TemporaryDirectory(prefix=f"natctl-fleet-{self.name}-"))
+        )
+        self.nodes = self._resources.enter_context(self._cluster(directory)).members
+        self.server.tcp_server(settings.SERVER_PORTS["tcp"][1])
+        self.server.udp_server(settings.SERVER_PORTS["udp"][1])
+        for number, host in self.hosts.items():
+            path = self.configs[number] = directory / f"host{number}.toml"
+            path.write_text(settings.config_text(number, _ENDPOINTS, self.slices))
+            self.agents[number] = RunningAgent(host, f"host{number}", path, ("--give-back",))
+        self.natctl(1, "pool", "init", expect=EXIT_DONE)
+        self._call_witnesses()
+        for agent in self.agents.values():
+            agent.start()
+
+    def _cluster(self, directory: Path) -> Cluster:
+        places = [Place(topology.node_address(node), enter=self._hosts[f"etcd{node}"].enter) for node in topology.NODES]
+        return Cluster(directory, places)
+
+    def _call_witnesses(self) -> None:
+        self.judge = Judge(settings.SLICE_SIZE, settings.TTL_S, settings.HOLD_DOWN_S)
+        with self.upstream.enter():
+            self._ring = PacketRing(topology.FLEET_LINK, topology.SHARED_NETWORK, SERVERS)
+        self._resources.callback(self._ring.close)
+        endpoints = [f"{address}:{port}" for address, port in _ENDPOINTS]
+        watch = StoreWatch(self.upstream, endpoints, settings.POOL, self._hear)
+        self._resources.callback(watch.close)
+        clients = {number: topology.client_address(number) for number in topology.HOSTS}
+        servers = settings.SERVER_PORTS
+        self.traffic = Traffic(self.client, clients, servers["udp"], servers["tcp"])
+        self._resources.callback(self.traffic.close)
+
+    def _hear(self, when: float, holding: Holding) -> None:
+        self.judge.holds(when, holding.revision, holding.host, [Port(*each) for each in holding.slices])
+
+    # natctl
+
+    def natctl(self, host: int, *arguments: str | Path, expect: int | None = None) -> Outcome:
+        """Run natctl on a host as a user would."""
+        return run_natctl(self.hosts[host], [*arguments, "--config", self.configs[host]], expect)
+
+    # faults
+
+    def freeze(self, host: int) -> None:
+        """Let the agent of a host stand still."""
+        self.agents[host].freeze()
+        self._silenced(host)
+
+    def wake(self, host: int) -> None:
+        """Let the agent of a host go on."""
+        self._restored(host)
+        self.agents[host].wake()
+
+    def kill(self, host: int) -> None:
+        """End the agent of a host at once; what it has put into the kernel stays."""
+        self.agents[host].kill()
+        self._silenced(host)
+
+    def revive(self, host: int) -> None:
+        """Start the agent of a host again."""
+        self._restored(host)
+        self.agents[host].start()
+
+    def wipe(self, host: int) -> None:
+        """End the agent of a host, and empty the kernel, as when the host starts anew."""
+        self.kill(host)
+        self.hosts[host].run(["conntrack", "-F"])
+        self.hosts[host].nft("flush ruleset")
+
+    def cut_off(self, host: int) -> None:
+        """Let no packet pass between a host and the store."""
+        self._cut("add", topology.host_address(host), map(topology.node_address, topology.NODES))
+        self._silenced(host)
+
+    def join(self, host: int) -> None:
+        """Let a host reach the store again."""
+        self._restored(host)
+        self._cut("delete", topology.host_address(host), map(topology.node_address, topology.NODES))
+
+    def isolate(self, node: int) -> None:
+        """Let an etcd node reach none of the others; hosts reach it."""
+        self._cut("add", topology.node_address(node), self._other_nodes(node))
+
+    def reconnect(self, node: int) -> None:
+        """Let an etcd node reach the others again."""
+        self._cut("delete", topology.node_address(node), self._other_nodes(node))
+
+    def lose_majority(self, nodes: Sequence[int]) -> None:
+        """Kill most of the etcd nodes: nobody can ask the store for anything."""
+        for node in nodes:
+            self.node(node).kill()
+        for host in topology.HOSTS:
+            self._silenced(host)
+
+    def regain_majority(self, nodes: Sequence[int]) -> None:
+        """Start those nodes again."""
+        for host in topology.HOSTS:
+            self._restored(host)
+        for node in nodes:
+            self.node(node).start()
+
+    def node(self, number: int) -> Member:
+        """Return an etcd node."""
+        return self.nodes[number - 1]
+
+    def _other_nodes(self, node: int) -> list[str]:
+        return [topology.node_address(other) for other in topology.NODES if other != node]
+
+    def _cut(self, verb: str, one: str, others: Iterable[str]) -> None:
+        pairs = ", ".join(f"{one} . {other}, {other} . {one}" for other in others)
+        self.upstream.nft(f"{verb} element inet upstream cut {{ {pairs} }}")
+
+    def _silenced(self, host: int) -> None:
+        self.judge.silenced(time.time(), f"host{host}")
+
+    def _restored(self, host: int) -> None:
+        self.judge.restored(time.time(), f"host{host}")
+
+    # observing
+
+    def breaches(self) -> list[Breach]:
+        """Let the judge hear what was captured since the last call; return what was not allowed of what is old enough.
+
+        Raises NatctlError where packets were missed, or came from nobody.
+        """
+        arrivals = list(self._ring.read())
+        if self._ring.lost:
+            raise NatctlError("capture packets", f"{self._ring.lost} found no room in the ring")
+        if strangers := {each.mac for each in arrivals} - _HOST_OF_MAC.keys():
+            raise NatctlError("tell hosts apart", "packets from a hardware address of no host", sorted(strangers))
+        self.judge.used(Use(each.time, _HOST_OF_MAC[each.mac], Port(each.address, each.port)) for each in arrivals)
+        return self.judge.judge(time.time())
+
+    def watch_for(self, seconds: float) -> list[Breach]:
+        """Go on for a while; return what was not allowed."""
+        found, end = self.breaches(), time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(min(0.2, max(0.0, end - time.monotonic())))
+            found += self.breaches()
+        return found
+
+    def working(self, hosts: Iterable[int] = topology.HOSTS, since: float | None = None) -> list[int]:
+        """Return which hosts hold a slice by etcd's word, and have carried new flows of both kinds since a time."""
+        held, began = self.judge.holders(), time.time() - 3 if since is None else since
+        return [host for host in hosts if held.get(f"host{host}") and self.traffic.works(host, began)]
+
+    def wait_for_work(self, hosts: Sequence[int] = topology.HOSTS, patience_s: float = RECOVERY_S) -> list[int]:
+        """Wait until these hosts work, by flows opened from now on; return those that do not."""
+        since = time.time()
+
+        def done() -> bool:
+            self.breaches()
+            return len(self.working(hosts, since)) == len(hosts)
+
+        wait_until(done, patience_s)
+        working = self.working(hosts, since)
+        return [host for host in hosts if host not in working]

@@ -1,0 +1,92 @@
+"""A ``natctl agent`` on a host of a lab: started, frozen, killed, started again; and what it has told."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nat_rewriter.errors import NatctlError
+from netns_lab.host import Host
+
+
+class RunningAgent:
+    """The agent of one host. What it tells goes to a file beside its configuration."""
+
+    def __init__(self, host: Host, name: str, config: Path, options: tuple[str, ...] = ()) -> None:
+        self._host, self.name = host, name
+        self._told, self._warned = config.with_suffix(".jsonl"), config.with_suffix(".err")
+        state = config.with_suffix(".state")
+        words = ["agent", "--json", "--host", name, "--config", str(config), "--state", str(state), *options]
+        self._command = [sys.executable, "-m", "nat_rewriter", *words]
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Run it; it takes up what is there of an earlier one."""
+        with self._told.open("a") as told, self._warned.open("a") as warned:
+            self._process = self._host.popen(self._command, stdout=told, stderr=warned)
+
+    def freeze(self) -> None:
+        """Let it stand still."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Let it go on."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._running().kill()
+        self._running().wait()
+        self._process = None
+
+    def leave(self, patience_s: float = 60.0) -> None:
+        """Ask it to end, and wait until it has. Raises NatctlError where it does not."""
+        self._running().terminate()
+        try:
+            self._running().wait(patience_s)
+        except subprocess.TimeoutExpired:
+            raise NatctlError("end agent", f"still there after {patience_s} s; {self.warnings()}", self.name) from None
+        self._process = None
+
+    def deeds(self) -> list[dict[str, Any]]:
+        """Return all that it has told, in order; whoever follows one host counts from there."""
+        text = self._told.read_text() if self._told.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def warnings(self) -> str:
+        """Return the last that it has complained of."""
+        return self._warned.read_text()[-2000:] if self._warned.exists() else ""
+
+    def wait_for(self, event: str, after: int = 0, patience_s: float = 60.0) -> dict[str, Any]:
+        """Return the first deed of a kind after so many deeds. Raises NatctlError where it does not come."""
+        found: list[dict[str, Any]] = []
+
+        def there() -> bool:
+            found[:] = [deed for deed in self.deeds()[after:] if deed["event"] == event]
+            return bool(found)
+
+        if not wait_until(there, patience_s):
+            raise NatctlError("wait for agent", f"it told no {event} in {patience_s} s; {self.warnings()}", self.name)
+        return found[0]
+
+    def _running(self) -> subprocess.Popen[str]:
+        process = self._process
+        if process is None or process.poll() is not None:
+            raise NatctlError("signal agent", f"it does not run; {self.warnings()}", self.name)
+        return process
+
+
+def wait_until(met: Callable[[], bool], patience_s: float) -> bool:
+    """Look again and again; tell whether it was met in time."""
+    end = time.monotonic() + patience_s
+    while not met():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.1)
+    return True
