@@ -48,6 +48,11 @@ class Member:
         """Where it answers clients."""
         return self.place.client_port
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def start(self) -> None:
         """Run it, or run it again on what it has on disk."""
         with self._log.open("ab") as log, self.place.enter():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,14 @@ class Read(NamedTuple):
     revision: int
     found: list[list[Found]]
     counts: list[int]
+
+
+class Event(NamedTuple):
+    """What became of a key; ``value`` is None where it is gone."""
+
+    key: str
+    value: bytes | None
+    revision: int
 
 
 class EtcdClient:
@@ -91,6 +101,37 @@ class EtcdClient:
         """Return the seconds that a lease has left."""
         return max(0, int(self._ask("lease/timetolive", {"ID": lease}).get("TTL", 0)))  # left out where it is 0
 
+    def watch(self, keys: Request, since: int) -> Iterator[list[Event]]:
+        """Yield what becomes of the keys of a range after a revision, in its order; ends when it is closed.
+
+        A connection of its own waits for as long as nothing happens. Raises StateError where the answers end, and where
+        etcd has forgotten what was at that revision (compaction).
+        """
+        host, port = self._address.endpoints[0]
+        endpoint = Endpoint(host, port, None, tls_of(self._address))
+        try:
+            if self._address.user and not self._token:
+                self._authenticate()
+            lines = endpoint.stream("watch", {"create_request": {**keys, "start_revision": since + 1}}, self._token)
+            while line := lines.readline():
+                yield self._events(json.loads(line))
+            raise StateError("watch the store", "the answers ended", endpoint.name)
+        except (OSError, HTTPException, ValueError) as error:
+            raise StateError("watch the store", str(error).lower(), endpoint.name) from error
+        finally:
+            endpoint.close()
+
+    def _events(self, told: dict[str, Any]) -> list[Event]:
+        """Return the events of a line. Raises StateError where it is the last one."""
+        result = told.get("result", {})
+        if "error" in told or result.get("canceled"):
+            compacted = f"what was before revision {result['compact_revision']} is forgotten"
+            reason = (
+                compacted if "compact_revision" in result else str(told.get("error") or result.get("cancel_reason"))
+            )
+            raise StateError("watch the store", reason, self._address)
+        return [_event(each) for each in result.get("events", ())]
+
     def _transaction(self, compare: Sequence[Request], success: Sequence[Request]) -> dict[str, Any]:
         return self._ask("kv/txn", {"compare": [*compare], "success": [*success]})
 
@@ -142,9 +183,14 @@ class EtcdClient:
         return StateError("ask the store", f"etcd refused: {error}", self._address)
 
 
-def _found(kv: dict[str, str]) -> Found:
+def _found(kv: dict[str, Any]) -> Found:
     value, name = b64decode(kv.get("value", "")), b64decode(kv["key"]).decode(errors="replace")
     return Found(name, value, int(kv["mod_revision"]), int(kv.get("lease", 0)))
+
+
+def _event(told: dict[str, Any]) -> Event:
+    found = _found(told["kv"])
+    return Event(found.key, None if told.get("type") == "DELETE" else found.value, found.revision)
 
 
 def _is_of_endpoint(error: Refused) -> bool:
