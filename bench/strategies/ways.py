@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import socket
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Protocol
 from bench.coexist.settings import apply, configuration
 from nat_rewriter.config import read_policy
 from nat_rewriter.kernel import lease_entries
-from nat_rewriter.kernel.placeholders import begin_in_range
+from nat_rewriter.kernel.connections import await_connection, begin_in_range
 from nat_rewriter.lease import STRATEGIES, Lease, Lessor
 from nat_rewriter.model.slices import PortRange
 from netns_lab import Lab
@@ -100,9 +101,15 @@ def by_hand(lab: Lab, ports: PortRange) -> Iterator[Connect]:
 def in_range(lab: Lab, ports: PortRange) -> Iterator[Connect]:
     """An application that leaves the choice to the kernel."""
 
-    def connect(server: str, _: float) -> Connection:
-        way = lease_entries.Way("tcp", lab.slices[0].address, ip_address(server), PORT)
-        return _Plain(begin_in_range(way, ports))
+    @functools.cache
+    def towards(server: str) -> lease_entries.Way:
+        return lease_entries.Way("tcp", lab.slices[0].address, ip_address(server), PORT)
+
+    def connect(server: str, patience_s: float) -> Connection:
+        sock, _, outcome = begin_in_range(towards(server), ports)
+        if (await_connection(sock, patience_s) if outcome is None else outcome) != 0:
+            raise TimeoutError
+        return _Plain(sock)
 
     yield connect
 

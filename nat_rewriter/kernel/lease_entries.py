@@ -17,11 +17,11 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nat_rewriter.errors import NatctlError
 from nat_rewriter.kernel import netlink
-from nat_rewriter.kernel._core._native import lib
+from nat_rewriter.kernel._core._native import ffi, lib
 from nat_rewriter.kernel.conntrack_requests import (
     FAMILY_HEADER,
     conntrack_message,
@@ -34,6 +34,8 @@ from nat_rewriter.model.tuples import FlowTuple
 
 # At a time. A refusal, or an entry that was asked for, takes some 1300 bytes of the receive buffer.
 _AT_ONCE = 64
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _RECEIVE_BYTES = 1 << 20
 _Item = TypeVar("_Item")
 _DOING = "reserve ports"
@@ -49,12 +51,14 @@ class Way:
     dport: int
     source: str = field(init=False, repr=False, compare=False)
     destination: tuple[str, int] = field(init=False, repr=False, compare=False)  # as connect() wants it
+    ends: Any = field(init=False, repr=False, compare=False)  # struct nr_ends of the C core
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Addresses take microseconds to hash and to spell, and every lease needs both many times.
         object.__setattr__(self, "source", str(self.src))
         object.__setattr__(self, "destination", (str(self.dst), self.dport))
+        object.__setattr__(self, "ends", _ends(self))
         object.__setattr__(self, "_hash", hash((self.protocol, self.src, self.dst, self.dport)))
 
     def __hash__(self) -> int:
@@ -88,6 +92,16 @@ class Entry:
     def over(self) -> bool:
         """Whether its TCP connection has ended."""
         return self.state in ("TIME_WAIT", "CLOSE")
+
+
+def _ends(way: Way) -> Any:
+    kind, scope = KINDS[way.protocol], getattr(way.dst, "scope_id", None)
+    ends = ffi.new("struct nr_ends *", {"dport": way.dport, "family": FAMILIES[way.src.version], "kind": kind})
+    ffi.memmove(ends.src, way.src.packed, len(way.src.packed))
+    ffi.memmove(ends.dst, way.dst.packed, len(way.dst.packed))
+    if scope:
+        ends.scope = int(scope) if scope.isdecimal() else socket.if_nametoindex(scope)
+    return ends
 
 
 class LeaseEntries:

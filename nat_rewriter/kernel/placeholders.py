@@ -15,10 +15,10 @@ import os
 import socket
 import struct
 
-from nat_rewriter.errors import KernelError, PermissionNeeded, UnsupportedFeature
-from nat_rewriter.kernel.lease_entries import Way
+from nat_rewriter.errors import PermissionNeeded, UnsupportedFeature
+from nat_rewriter.kernel.connections import foreign_address
+from nat_rewriter.kernel.lease_entries import FAMILIES, KINDS, Way
 from nat_rewriter.kernel.sysctls import read_sysctl
-from nat_rewriter.model.slices import PortRange
 
 # include/uapi/linux/tcp.h and in.h: the socket module does not have them.
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
@@ -28,8 +28,6 @@ _TCP_FASTOPEN_CONNECT, _TCP_FASTOPEN_NO_COOKIE = 30, 34
 _IP_BIND_ADDRESS_NO_PORT, _IP_LOCAL_PORT_RANGE = 24, 51
 _UNSPECIFIED = struct.pack("=H14x", socket.AF_UNSPEC)
 _CLIENT_MAY = 1  # TFO_CLIENT_ENABLE
-_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
-_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -38,34 +36,9 @@ def has_fast_open() -> bool:
     return bool(int(read_sysctl("net.ipv4.tcp_fastopen") or 0) & _CLIENT_MAY)
 
 
-def open_bound(way: Way, port: int, *, exclusive: bool = False) -> socket.socket:
-    """Return a non-blocking socket bound to the source of a way, which ``exclusive`` shares with no other socket.
-
-    Otherwise it may share the port with sockets that do not listen and allow it too, each with another destination.
-    """
-    sock = _open(way)
-    try:
-        if not exclusive:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((way.source, port))
-    except BaseException as error:
-        sock.close()
-        if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
-            raise _foreign_address(way, error) from None
-        raise
-    return sock
-
-
-def begin_connect(sock: socket.socket, way: Way) -> None:
-    """Send the first packet of a bound TCP socket, or give a UDP socket its destination; do not wait."""
-    code = sock.connect_ex(way.destination)
-    if code not in (0, errno.EINPROGRESS):
-        raise OSError(code, os.strerror(code))
-
-
 def hold_by_fast_open(way: Way, port: int) -> socket.socket:
     """Return a socket in SYN-SENT that has sent nothing."""
-    sock = open_bound(way, port)
+    sock = _open_bound(way, port)
     try:
         _defer(sock)
         code = sock.connect_ex(way.destination)
@@ -89,13 +62,13 @@ def begin_from_fast_open(sock: socket.socket) -> None:
 
 def hold_by_repair(way: Way, port: int) -> socket.socket:
     """Return a socket in ESTABLISHED that has sent nothing. Raises PermissionNeeded without CAP_NET_ADMIN."""
-    sock = open_bound(way, port)
+    sock = _open_bound(way, port)
     try:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_ON)
         except PermissionError:
             raise PermissionNeeded("hold port by TCP_REPAIR", "CAP_NET_ADMIN") from None
-        begin_connect(sock, way)
+        _begin_connect(sock, way)
     except BaseException:
         sock.close()
         raise
@@ -117,29 +90,7 @@ def begin_from_repair(sock: socket.socket, way: Way) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_OFF_NO_PROBE)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # leaving repair took it away
     take_error(sock)  # the disconnection's own
-    begin_connect(sock, way)
-
-
-def begin_in_range(way: Way, ports: PortRange) -> socket.socket:
-    """Return a socket for which the kernel picks a port of the range: at connect for TCP, at bind for UDP.
-
-    The kernel takes the range only where it lies in ip_local_port_range, and never a port of ip_local_reserved_ports.
-    """
-    sock = _open(way)
-    try:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, ports.last << 16 | ports.first)
-        sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, int(way.protocol == "tcp"))
-        try:
-            sock.bind((way.source, 0))
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise _foreign_address(way, error) from None
-            raise
-        begin_connect(sock, way)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    _begin_connect(sock, way)
 
 
 def has_port_ranges() -> bool:
@@ -162,10 +113,28 @@ def take_error(sock: socket.socket) -> int:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
-def _open(way: Way) -> socket.socket:
-    sock = socket.socket(_FAMILIES[way.src.version], _KINDS[way.protocol])
-    sock.setblocking(False)
+def _open_bound(way: Way, port: int) -> socket.socket:
+    """Return a non-blocking socket bound to the source of a way.
+
+    It may share the port with sockets that do not listen and allow it too, each with another destination.
+    """
+    sock = socket.socket(FAMILIES[way.src.version], KINDS[way.protocol])
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((way.source, port))
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
+            raise foreign_address(way, errno.EADDRNOTAVAIL) from None
+        raise
     return sock
+
+
+def _begin_connect(sock: socket.socket, way: Way) -> None:
+    code = sock.connect_ex(way.destination)
+    if code not in (0, errno.EINPROGRESS):
+        raise OSError(code, os.strerror(code))
 
 
 def _defer(sock: socket.socket) -> None:
@@ -180,7 +149,3 @@ def _no_fast_open(found: str) -> UnsupportedFeature:
     return UnsupportedFeature(
         "hold port by TCP Fast Open", "Linux 4.14 and bit 1 of sysctl net.ipv4.tcp_fastopen", found
     )
-
-
-def _foreign_address(way: Way, error: OSError) -> KernelError:
-    return KernelError("bind socket", error.errno or 0, f"the address is not one of this host: {str(way.src)!r}")

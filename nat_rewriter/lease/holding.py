@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator, Sequence
 
 from nat_rewriter.kernel import placeholders
+from nat_rewriter.kernel.connections import Connection, begin_at
 from nat_rewriter.kernel.lease_entries import LeaseEntries, Way
 from nat_rewriter.lease.lease import TAKEN, connect_failed
 from nat_rewriter.lease.strategies import Holder, Strategy
@@ -61,10 +62,10 @@ def stand_for(way: Way, strategy: Strategy, ports: Sequence[int]) -> Held:
     return held
 
 
-def begin(way: Way, port: int, holder: Holder, standing: socket.socket | None) -> socket.socket:
-    """Send the first packet from a held port; return the socket. OSError where that fails."""
+def begin(way: Way, port: int, holder: Holder, standing: socket.socket | None) -> Connection:
+    """Send the first packet from a held port. OSError where that fails."""
     if standing is None:
-        return begin_alone(way, port)
+        return begin_at(way, port)
     try:
         if holder is Holder.FAST_OPEN:
             placeholders.begin_from_fast_open(standing)
@@ -73,18 +74,7 @@ def begin(way: Way, port: int, holder: Holder, standing: socket.socket | None) -
     except BaseException:
         standing.close()
         raise
-    return standing
-
-
-def begin_alone(way: Way, port: int, *, exclusive: bool = False) -> socket.socket:
-    """Bind a port that nothing stands for and send the first packet; UDP sends none."""
-    sock = placeholders.open_bound(way, port, exclusive=exclusive)
-    try:
-        placeholders.begin_connect(sock, way)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    return Connection(standing, port, None)
 
 
 def _holder(way: Way, strategy: Strategy, port: int) -> socket.socket | None:
@@ -94,6 +84,6 @@ def _holder(way: Way, strategy: Strategy, port: int) -> socket.socket | None:
         case Holder.REPAIR:
             return placeholders.hold_by_repair(way, port)
         case Holder.EXCLUSIVE:
-            return begin_alone(way, port, exclusive=True)
+            return begin_at(way, port, shared=False).sock
         case Holder.NONE:
             return None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import enum
 import errno
 import os
-import select
 import socket
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from nat_rewriter.errors import ConnectFailed, LeaseError, LeaseLost, NatctlError
+from nat_rewriter.kernel.connections import Connection, await_connection
 from nat_rewriter.kernel.lease_entries import Way
 from nat_rewriter.kernel.placeholders import abort_on_close, take_error
 from nat_rewriter.lease.strategies import Strategy
@@ -43,14 +43,20 @@ class Lease:
     ``port`` is 0 as long as the strategy leaves the choice to the kernel, that is, until the socket connects.
     """
 
+    __slots__ = (
+        "__weakref__", "_begun", "_holder", "_lessor", "_lock", "pooled", "port", "slice", "socket", "state",
+        "strategy", "way",
+    )  # fmt: skip
+
     def __init__(
         self, lessor: Lessor, owned: Slice, way: Way, port: int, strategy: Strategy,
-        holder: socket.socket | None = None, *, pooled: bool = False,
+        holder: socket.socket | None = None, *, pooled: bool = False, begun: Connection | None = None,
     ) -> None:  # fmt: skip
         self.slice, self.way, self.port, self.strategy = owned, way, port, strategy
         self.pooled = pooled  # its port came from the line of the slice, and goes back there
-        self.state = State.HELD
-        self.socket: socket.socket | None = None
+        self.state = State.CONNECTING if begun else State.HELD
+        self.socket: socket.socket | None = begun.sock if begun else None
+        self._begun = begun
         self._lessor, self._holder = lessor, holder
         self._lock = threading.Lock()
 
@@ -82,26 +88,32 @@ class Lease:
         lease is over and nothing of it is left. Raises LeaseLost where another has the tuple, ConnectFailed where the
         destination refuses, resets or does not answer in time.
         """
-        sock = self.begin()
-        waiting = select.poll()
-        waiting.register(sock, select.POLLOUT)
-        try:
-            answered = bool(waiting.poll(max(0, round(timeout_s * 1000))))
-        except BaseException:
-            self._fail()
-            raise
-        return self.finish(None if answered else timeout_s)
+        begun = self._begun if self._begun and self.state is State.CONNECTING else self._begin()
+        outcome = begun.outcome
+        if outcome is None:
+            try:
+                outcome = await_connection(begun.sock, timeout_s)
+            except BaseException:
+                self._fail()
+                raise
+        return self._conclude(begun.sock, outcome, timeout_s)
 
     def begin(self) -> socket.socket:
         """Send the SYN and return the socket, non-blocking: for event loops; :meth:`finish` when it is writable."""
+        sock = self._begin().sock
+        sock.setblocking(False)
+        return sock
+
+    def _begin(self) -> Connection:
         with self._lock:
             if self.state is not State.HELD:
                 raise LeaseError(_CONNECT, f"the lease is {self.state.value}", self.tuple)
             self.state = State.CONNECTING
             holder, self._holder = self._holder, None
         try:
-            self.socket = self._lessor.begin(self, holder)
-            return self.socket
+            begun = self._begun = self._lessor.begin(self, holder)
+            self.socket = begun.sock
+            return begun
         except OSError as error:
             self._fail()
             raise self._refused(error.errno or errno.EIO) from None
@@ -112,20 +124,27 @@ class Lease:
     def finish(self, silent_for_s: float | None = None) -> socket.socket:
         """Return the socket that :meth:`begin` began, connected and blocking; ``silent_for_s``: no answer came."""
         with self._lock:
-            if self.state is not State.CONNECTING or self.socket is None:
+            if self.state is not State.CONNECTING or self._begun is None:
                 raise LeaseError(_CONNECT, f"the lease is {self.state.value}", self.tuple)
-            sock = self.socket
+            sock, _, outcome = self._begun
+        if outcome is None and silent_for_s is None:
+            outcome = take_error(sock)
+        return self._conclude(sock, outcome, silent_for_s or 0)
+
+    def _conclude(self, sock: socket.socket, outcome: int | None, waited_s: float) -> socket.socket:
+        """Return the socket, connected and blocking, or raise what the errno means; None: no answer came."""
         try:
-            if silent_for_s is not None:
-                raise ConnectFailed(_CONNECT, errno.ETIMEDOUT, f"no answer within {silent_for_s:g} s: '{self.tuple}'")
-            if code := take_error(sock):
-                raise self._refused(code)
+            if outcome is None:
+                raise ConnectFailed(_CONNECT, errno.ETIMEDOUT, f"no answer within {waited_s:g} s: '{self.tuple}'")
+            if outcome:
+                raise self._refused(outcome)
             self._lessor.verify(self)
         except NatctlError:
             abort_on_close(sock)
             self._fail()
             raise
-        sock.setblocking(True)
+        if self._begun is None or self._begun.outcome is None:
+            sock.setblocking(True)
         with self._lock:
             self.state = State.CONNECTED
         return sock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Sequence
@@ -10,11 +11,12 @@ from types import TracebackType
 
 from nat_rewriter.errors import ConnectFailed, LeaseLost, PermissionNeeded, SliceExhausted, UsageError
 from nat_rewriter.kernel import placeholders
+from nat_rewriter.kernel.connections import Connection, begin_at, begin_in_range
 from nat_rewriter.kernel.lease_entries import Entry, LeaseEntries, Way
 from nat_rewriter.lease.destinations import Destination, literal_address, resolve
-from nat_rewriter.lease.holding import begin, begin_alone, passed_over, reserve, stand_for
+from nat_rewriter.lease.holding import begin, passed_over, reserve, stand_for
 from nat_rewriter.lease.keeper import Keeper
-from nat_rewriter.lease.lease import CONNECT_WITHIN_S, TAKEN, Lease, State
+from nat_rewriter.lease.lease import CONNECT_WITHIN_S, TAKEN, Lease, State, connect_failed
 from nat_rewriter.lease.limits import Limits
 from nat_rewriter.lease.ports import PortPools
 from nat_rewriter.lease.strategies import AUTO, Strategy, find_strategy
@@ -53,9 +55,10 @@ class Lessor:
         split = policy.controller.coexist is Coexist.SPLIT
         self._verify = verify and not split  # under split NAT never has a port that is for sockets
         self._ports = {each.name: each.socket_ranges if split else each.ranges for each in policy.slices}
+        self._sizes = {name: sum(map(len, ranges)) for name, ranges in self._ports.items()}
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._pools = PortPools()
-        self._out: dict[tuple[Way, int], Lease] = {}
+        self._out: set[Lease] = set()
         self._entries: LeaseEntries | None = None
         self._keeper: Keeper | None = None
         self._limits = Limits()
@@ -76,7 +79,7 @@ class Lessor:
     def list_leases(self) -> list[Lease]:
         """Return the leases that are out and have a port."""
         with self._lock:
-            return list(self._out.values())
+            return list(self._out)
 
     def close(self) -> None:
         """Release all leases, and let go of the kernel."""
@@ -124,8 +127,8 @@ class Lessor:
         """Return a lease that is connected; a port whose tuple turns out to be taken is passed over."""
         owned, way, chosen = self.plan(slice_name, to, protocol, strategy)
         refused = 0
-        for _ in range(sum(map(len, self._ports_of(owned)))):
-            lease = self._acquire(owned, way, chosen, 1)[0]
+        for _ in range(self._sizes[owned.name]):
+            lease = self._acquire(owned, way, chosen, 1)[0] if chosen.holds else self._begun(owned, way, chosen)
             try:
                 lease.connect(timeout_s)
                 return lease
@@ -177,22 +180,20 @@ class Lessor:
 
     # What leases call.
 
-    def begin(self, lease: Lease, holder: socket.socket | None) -> socket.socket:
-        """Let a lease send its first packet; return its socket. OSError as connect() says it."""
+    def begin(self, lease: Lease, holder: socket.socket | None) -> Connection:
+        """Let a lease send its first packet. OSError as connect() says it."""
         if lease.strategy.entry and lease.way.protocol == "tcp" and self._keeper:
             self._keeper.let_go(lease.way, [lease.port])  # from now on its packets say how long it lasts
         if lease.strategy.holds:
             return begin(lease.way, lease.port, lease.strategy.holder, holder)
-        sock = self._begin_anywhere(lease)
-        lease.port = sock.getsockname()[1]
+        begun = self._begin_anywhere(lease.slice, lease.way)
+        lease.port = begun.port
         with self._lock:
-            self._out[lease.way, lease.port] = lease
-        return sock
+            self._out.add(lease)
+        return begun
 
     def verify(self, lease: Lease) -> None:
         """Raise LeaseLost where the packets of a connection leave with another port than the leased one."""
-        if not any(lease.port in ports for ports in self._ports_of(lease.slice)):
-            raise LeaseLost("connect from lease", "the kernel took a port outside the slice", lease.tuple)
         if not self._verify or lease.strategy.against_nat or lease.way.protocol != "tcp":
             return
         with contextlib.suppress(PermissionNeeded):
@@ -208,8 +209,7 @@ class Lessor:
     def take_back(self, ended: Sequence[Ended]) -> None:
         """Clear away what leases that are over had in the kernel, and put their ports at the end of the line."""
         with self._lock:
-            for lease, _ in ended:
-                self._out.pop((lease.way, lease.port), None)
+            self._out.difference_update([lease for lease, _ in ended])
         for way in dict.fromkeys(lease.way for lease, _ in ended):
             some = [one for one in ended if one[0].way == way]
             if self._keeper:
@@ -275,33 +275,48 @@ class Lessor:
             self._keep(way, list(held))
         leases = [Lease(self, owned, way, port, strategy, holder, pooled=pooled) for port, holder in held.items()]
         with self._lock:
-            self._out.update({(way, lease.port): lease for lease in leases})
+            self._out.update(leases)
         return leases
 
-    def _begin_anywhere(self, lease: Lease) -> socket.socket:
+    def _begun(self, owned: Slice, way: Way, strategy: Strategy) -> Lease:
+        """Return a lease that connects from a port which nobody held before. Raises ConnectFailed."""
+        try:
+            begun = self._begin_anywhere(owned, way)
+        except OSError as error:
+            raise connect_failed(error.errno or errno.EIO, way.at(0)) from None
+        lease = Lease(self, owned, way, begun.port, strategy, begun=begun)
+        with self._lock:
+            self._out.add(lease)
+        return lease
+
+    def _begin_anywhere(self, owned: Slice, way: Way) -> Connection:
         """Connect from a port that the kernel picks in the slice, or by hand where it would not keep to it.
 
         By hand also where it finds none: it passes over every port that some socket has bound by number, whatever the
         destination (__inet_hash_connect() looks at fastreuse).
         """
-        ranges = self._ports_of(lease.slice)
-        for ports in self._limits.usable(ranges):
+        for ports in self._limits.usable(owned.name, self._ports[owned.name]):
             try:
-                return placeholders.begin_in_range(lease.way, ports)
+                begun = begin_in_range(way, ports)
             except OSError as error:
                 if error.errno not in TAKEN:
                     raise
-        return self._begin_by_hand(lease, ranges)
+            else:
+                if ports.first <= begun.port <= ports.last:
+                    return begun
+                placeholders.abort_on_close(begun.sock)  # ip_local_port_range has changed just now
+                begun.sock.close()
+        return self._begin_by_hand(owned, way)
 
-    def _begin_by_hand(self, lease: Lease, ranges: tuple[PortRange, ...]) -> socket.socket:
-        name = f"{lease.slice.name}, by hand"
-        for _ in range(sum(map(len, ranges))):
-            ports = self._pools.take(name, lease.way, ranges, 1)
-            self._pools.give_back(name, lease.way, ports)
+    def _begin_by_hand(self, owned: Slice, way: Way) -> Connection:
+        name, ranges = f"{owned.name}, by hand", self._ports_of(owned)
+        for _ in range(self._sizes[owned.name]):
+            ports = self._pools.take(name, way, ranges, 1)
+            self._pools.give_back(name, way, ports)
             for port in ports:
                 with passed_over():
-                    return begin_alone(lease.way, port, exclusive=lease.way.protocol == "udp")
-        raise self._exhausted(lease.slice, lease.way)
+                    return begin_at(way, port, shared=way.protocol == "tcp")
+        raise self._exhausted(owned, way)
 
     def _ports_of(self, owned: Slice) -> tuple[PortRange, ...]:
         return self._ports[owned.name]
@@ -322,8 +337,8 @@ class Lessor:
 
     def _lose(self, way: Way, port: int) -> None:
         with self._lock:
-            lease = self._out.get((way, port))
-        if lease is not None:
+            lost = [lease for lease in self._out if lease.port == port and lease.way == way]
+        for lease in lost:
             lease.lose()
 
     def _exhausted(self, owned: Slice, way: Way) -> SliceExhausted:

@@ -14,10 +14,11 @@ _LOOK_EVERY_S = 1.0
 
 
 class _Seen(NamedTuple):
+    until: float
     fast_open: bool
     ephemeral: PortRange | None  # None also where the kernel has no IP_LOCAL_PORT_RANGE
     reserved: tuple[PortRange, ...]
-    usable: dict[tuple[PortRange, ...], tuple[PortRange, ...]]  # what was asked for before
+    usable: dict[str, tuple[PortRange, ...]]  # what was asked for before, by the name of the slice
 
 
 class Limits:
@@ -25,32 +26,36 @@ class Limits:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen_at = float("-inf")
-        self._seen = _Seen(False, None, (), {})
+        # Replaced as a whole, so that most calls need no lock.
+        self._seen = _Seen(float("-inf"), False, None, (), {})
 
     @property
     def fast_open(self) -> bool:
         """Whether clients may use TCP Fast Open."""
-        return self._now().fast_open
+        return self._seen.fast_open if time.monotonic() < self._seen.until else self._now().fast_open
 
-    def usable(self, ranges: tuple[PortRange, ...]) -> tuple[PortRange, ...]:
-        """Return the ranges within which the kernel picks a port if it is asked to; elsewhere it would take any.
+    def usable(self, name: str, ranges: tuple[PortRange, ...]) -> tuple[PortRange, ...]:
+        """Return the ranges of a slice where the kernel picks a port if it is asked to; elsewhere it would take any.
 
         inet_sk_get_local_port_range() ignores an end that lies outside ip_local_port_range, and ports of
         ip_local_reserved_ports are never picked.
         """
-        seen = self._now()
-        if ranges not in seen.usable:
-            seen.usable[ranges] = tuple(ports for ports in ranges if _is_usable(ports, seen))
-        return seen.usable[ranges]
+        seen = self._seen if time.monotonic() < self._seen.until else self._now()
+        usable = seen.usable.get(name)
+        if usable is None:
+            usable = seen.usable[name] = tuple(ports for ports in ranges if _is_usable(ports, seen))
+        return usable
 
     def _now(self) -> _Seen:
         with self._lock:
-            if time.monotonic() - self._seen_at > _LOOK_EVERY_S:
-                ephemeral = get_ephemeral_ports() if has_port_ranges() else None
-                self._seen = _Seen(has_fast_open(), ephemeral, list_reserved_ports(), {})
-                self._seen_at = time.monotonic()
+            if time.monotonic() >= self._seen.until:
+                self._seen = _look()
             return self._seen
+
+
+def _look() -> _Seen:
+    ephemeral = get_ephemeral_ports() if has_port_ranges() else None
+    return _Seen(time.monotonic() + _LOOK_EVERY_S, has_fast_open(), ephemeral, list_reserved_ports(), {})
 
 
 def _is_usable(ports: PortRange, seen: _Seen) -> bool:

@@ -2,7 +2,8 @@
  *
  * Decoding (decode.c, flows.c, sockets.c) is pure: it allocates nothing, keeps nothing between calls and never trusts
  * a length it has not compared with the bytes it was given. Receiving (receive.c) is apart from it, and so is what
- * becomes of records: told apart by the slices (slices.c, uses.c, sieve.c), and found by their keys (index.c).
+ * becomes of records: told apart by the slices (slices.c, uses.c, sieve.c), and found by their keys (index.c). Beside
+ * them: connections from ports of slices (connect.c).
  */
 #ifndef NATCTL_CORE_H
 #define NATCTL_CORE_H
@@ -260,5 +261,37 @@ void nr_index_remove(struct nr_index *index, const uint64_t *keys, size_t count)
 /* Begin (or end) to remember which entries end. Forgets those remembered so far. */
 void nr_index_journal(struct nr_index *index, int wanted);
 int nr_index_overflown(const struct nr_index *index); /* more have ended than can be remembered */
+
+/* Where a connection goes from and to; addresses in network order, the first 4 bytes of one of IPv4. */
+struct nr_ends {
+	uint8_t src[16];
+	uint8_t dst[16];
+	uint32_t scope; /* of a link-local destination: the number of its device */
+	uint16_t dport;
+	uint16_t family; /* AF_INET, AF_INET6 */
+	uint16_t kind;   /* SOCK_STREAM, SOCK_DGRAM */
+};
+
+/* How far a connection came. */
+enum nr_step { NR_STEP_OPEN, NR_STEP_BIND, NR_STEP_CONNECT };
+
+/* How a connection stands that was begun: 0 is connected, an errno is why it failed. */
+enum nr_outcome { NR_CONNECTED = 0, NR_SILENT = -1, NR_INTERRUPTED_WAIT = -2 };
+
+struct nr_connecting {
+	int32_t outcome; /* enum nr_outcome, or the errno of the step or of the connection */
+	uint16_t step;   /* enum nr_step */
+	uint16_t port;   /* that the socket has */
+};
+
+/* Open a socket, bind it to a port, which `shared` (SO_REUSEADDR) lets others have towards other
+ * destinations, and send its SYN; UDP: give it its destination. Returns the descriptor, or -1 where a step failed. The
+ * outcome is NR_SILENT, and the socket does not block, unless the answer is there already. */
+int nr_connect_at(const struct nr_ends *ends, uint16_t port, int shared, struct nr_connecting *begun);
+/* The same from a port that the kernel picks from `first` to `last`. */
+int nr_connect_in_range(const struct nr_ends *ends, uint16_t first, uint16_t last, struct nr_connecting *begun);
+
+/* Wait for a connection that was begun; returns its outcome. NR_SILENT: nothing came in time. */
+int nr_await_connection(int descriptor, int timeout_ms);
 
 #endif
