@@ -104,14 +104,14 @@ class EtcdClient:
     def watch(self, keys: Request, since: int) -> Iterator[list[Event]]:
         """Yield what becomes of the keys of a range after a revision, in its order; ends when it is closed.
 
-        A connection of its own waits for as long as nothing happens. Raises StateError where the answers end, and where
-        etcd has forgotten what was at that revision (compaction).
+        A connection of its own, to the endpoint that answered last, waits for as long as nothing happens. Raises
+        StateError where the answers end: the endpoint is gone, or cut off from the leader; and where etcd has forgotten
+        what was at that revision (compaction).
         """
-        host, port = self._address.endpoints[0]
-        endpoint = Endpoint(host, port, None, tls_of(self._address))
+        if self._address.user and not self._token:
+            self._authenticate()
+        endpoint = self._endpoints[0].another()
         try:
-            if self._address.user and not self._token:
-                self._authenticate()
             lines = endpoint.stream("watch", {"create_request": {**keys, "start_revision": since + 1}}, self._token)
             while line := lines.readline():
                 yield self._events(json.loads(line))
@@ -124,11 +124,10 @@ class EtcdClient:
     def _events(self, told: dict[str, Any]) -> list[Event]:
         """Return the events of a line. Raises StateError where it is the last one."""
         result = told.get("result", {})
+        if forgotten := int(result.get("compact_revision", 0)):
+            raise StateError("watch the store", f"what was before revision {forgotten} is forgotten", self._address)
         if "error" in told or result.get("canceled"):
-            compacted = f"what was before revision {result['compact_revision']} is forgotten"
-            reason = (
-                compacted if "compact_revision" in result else str(told.get("error") or result.get("cancel_reason"))
-            )
+            reason = told.get("error", {}).get("message") or result.get("cancel_reason") or "etcd ended it"
             raise StateError("watch the store", reason, self._address)
         return [_event(each) for each in result.get("events", ())]
 

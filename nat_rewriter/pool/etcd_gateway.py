@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import threading
+from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 
@@ -12,6 +14,8 @@ from nat_rewriter.errors import StateError
 from nat_rewriter.model.pools import StoreAddress
 
 _OK = 200
+_KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 2), (socket.TCP_KEEPCNT, 3))
+_REQUIRE_LEADER = {"Grpc-Metadata-hasleader": "true"}  # etcd: a stream ends when its member has lost the leader
 
 
 class Refused(Exception):
@@ -23,12 +27,17 @@ class Endpoint:
 
     def __init__(self, host: str, port: int, timeout_s: float | None, tls: ssl.SSLContext | None) -> None:
         self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._place, self._timeout_s, self._tls = (host, port), timeout_s, tls
         self._connection = (
             HTTPSConnection(host, port, timeout=timeout_s, context=tls)
             if tls
             else HTTPConnection(host, port, timeout=timeout_s)
         )
         self._lock = threading.Lock()
+
+    def another(self) -> Endpoint:
+        """Return the same endpoint, over a connection of its own."""
+        return Endpoint(*self._place, self._timeout_s, self._tls)
 
     def close(self) -> None:
         """Close the connection; the next question opens another."""
@@ -45,8 +54,18 @@ class Endpoint:
                 raise error if isinstance(error, OSError) else ConnectionError(f"no HTTP: {error!r}") from error
 
     def stream(self, path: str, question: dict[str, Any], token: str = "") -> HTTPResponse:
-        """Return the answer to a question that is answered line by line, for as long as the connection is open."""
-        return self._send(path, json.dumps(question).encode(), token)
+        """Return the answer to a question that is answered line by line, for as long as the connection is open.
+
+        It ends where the other side is without a leader, or gone, for which TCP looks while nothing is said (tcp(7)).
+        """
+        self._connection.connect()
+        assert self._connection.sock
+        for option, value in _KEEP_ALIVE:
+            self._connection.sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        response = self._send(path, json.dumps(question).encode(), token, _REQUIRE_LEADER)
+        self._connection.sock.settimeout(None)
+        return response
 
     def _answer(self, path: str, content: bytes, token: str) -> dict[str, Any]:
         kept_open = self._connection.sock is not None
@@ -62,8 +81,9 @@ class Endpoint:
             raise Refused(_words(answer) or f"http status {response.status}")
         return dict(json.loads(answer))
 
-    def _send(self, path: str, content: bytes, token: str) -> HTTPResponse:
-        self._connection.request("POST", f"/v3/{path}", content, {"Authorization": token} if token else {})
+    def _send(self, path: str, content: bytes, token: str, headers: Mapping[str, str] = {}) -> HTTPResponse:
+        authorization = {"Authorization": token} if token else {}
+        self._connection.request("POST", f"/v3/{path}", content, {**headers, **authorization})
         return self._connection.getresponse()
 
 

@@ -16,7 +16,9 @@ import pytest
 from nat_rewriter.errors import StateError
 from nat_rewriter.model.pools import Pool, StoreAddress
 from nat_rewriter.model.slices import PortRange
+from nat_rewriter.pool import etcd_requests as etcd
 from nat_rewriter.pool import open_store
+from nat_rewriter.pool.etcd_client import EtcdClient
 from netns_lab.etcd_cluster import Cluster, etcd_server, loopback
 
 POOL = Pool("ams", (ip_address("198.51.100.10"),), PortRange(8192, 16383), 1024, ttl_s=60)
@@ -130,3 +132,18 @@ def test_a_password(tmp_path: Path) -> None:
         ):
             with pytest.raises(StateError, match=told), open_store(wrong) as store:
                 store.pools()
+
+
+def test_a_watch(cluster: Cluster) -> None:
+    client = EtcdClient(StoreAddress("etcd", endpoints=cluster.endpoints, timeout_s=5))
+    until(lambda: client.change([], [etcd.put("natctl/a", "1"), etcd.put("other/a", "1")]))
+    happened = client.watch(etcd.under("natctl/"), 0)
+    assert next(happened) == []
+    (event,) = next(happened)
+    assert (event.key, event.value) == ("natctl/a", b"1")
+    client.change([], [etcd.delete("natctl/a")])
+    assert [(each.key, each.value) for each in next(happened)] == [("natctl/a", None)]
+    for member in cluster.members[1:]:
+        member.kill()
+    with pytest.raises(StateError, match=r"watch the store: .*no leader"):  # and is not just silent
+        next(happened)
