@@ -45,6 +45,7 @@ def agent(env: Env, host: str, give_back: bool, state: Path | None) -> int:
     that is started again within the term goes on. SIGHUP has it read its configuration again.
     """
     from nat_rewriter.controller.agent import Agent
+    from nat_rewriter.controller.inbound import InboundKeeper
     from nat_rewriter.pool import open_store
 
     host_name(host)
@@ -58,10 +59,14 @@ def agent(env: Env, host: str, give_back: bool, state: Path | None) -> int:
         log = log_of(state, configuration.table)
         running = Agent(configuration, store, log, host, lambda deed: _print(env, deed), warn)
         stack.callback(running.close)
+        inbound = InboundKeeper(configuration.policy, host, lambda deed: _print(env, deed))
+        stack.callback(inbound.close)
         running.begin()
+        inbound.begin()
         _run(running, service, stopped)
         if give_back:
             running.give_back()
+            inbound.leave()
     return EXIT_DONE
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nat_rewriter.config import values
 from nat_rewriter.config.dnat import read_dnat
+from nat_rewriter.config.inbound import read_inbound
 from nat_rewriter.config.pools import read_pools, read_store
 from nat_rewriter.config.proxy import read_proxies
 from nat_rewriter.config.route import read_route
@@ -49,6 +50,7 @@ def check_document(document: Document, file: str) -> Policy:
     slices = read_slices(root, controller.coexist if settings and settings.sound("coexist") else None)
     owned = tuple(each for each in slices.values() if each)
     pools, store = read_pools(root, owned), read_store(root)
+    inbound = read_inbound(root, pools)
     snat = read_snat(root, slices, pools)
     dnat = read_dnat(root, slices)
     route = read_route(root, slices)
@@ -58,7 +60,10 @@ def check_document(document: Document, file: str) -> Policy:
     root.refuse_unknown()
     if report.problems:
         raise ConfigError(report.problems)
-    return Policy(controller, owned, tuple(snat), tuple(dnat), pools=pools, store=store, route=route, proxies=proxies)
+    return Policy(
+        controller, owned, tuple(snat), tuple(dnat), pools=pools, store=store, inbound=inbound, route=route,
+        proxies=proxies,
+    )  # fmt: skip
 
 
 def _read_controller(section: Section) -> Controller:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
+from nat_rewriter.model.inbound import Inbound
 from nat_rewriter.model.pools import DEFAULT_STORE, Demand, Pool, StoreAddress
 from nat_rewriter.model.proxies import Proxy
 from nat_rewriter.model.route import Route
@@ -134,4 +135,5 @@ class Policy:
     route: Route | None = None
     pools: Mapping[Pool, Demand] = field(default_factory=dict)
     store: StoreAddress = DEFAULT_STORE
+    inbound: Inbound | None = None
     proxies: tuple[Proxy, ...] = ()

@@ -25,6 +25,7 @@ from nat_rewriter.model.moves import Move
 from nat_rewriter.model.pools import Block, Change, Holding, Pool, StoreAddress
 from nat_rewriter.pool import etcd_requests as etcd
 from nat_rewriter.pool.etcd_client import EtcdClient
+from nat_rewriter.pool.etcd_hosts import EtcdHosts
 from nat_rewriter.pool.etcd_moves import EtcdMoves
 from nat_rewriter.pool.etcd_records import (
     Record,
@@ -72,6 +73,7 @@ class EtcdStore(PoolStore):
         self._client = EtcdClient(address)
         self._prefix = address.prefix
         self.moves = EtcdMoves(self._client, self._prefix)
+        self.hosts = EtcdHosts(self._client, self._prefix)
         self._definitions: dict[str, tuple[Pool, int]] = {}
         self._last_records: dict[tuple[str, str], Record] = {}
         self._rests: dict[int, tuple[int, float]] = {}

@@ -15,6 +15,8 @@ from pathlib import Path
 from nat_rewriter.errors import StateError
 from nat_rewriter.model.moves import Move
 from nat_rewriter.model.pools import Block, Change, Holding, Pool
+from nat_rewriter.pool.sqlite_hosts import SCHEMA as HOSTS_SCHEMA
+from nat_rewriter.pool.sqlite_hosts import SqliteHosts
 from nat_rewriter.pool.sqlite_moves import SCHEMA as MOVES_SCHEMA
 from nat_rewriter.pool.sqlite_moves import SqliteMoves
 from nat_rewriter.pool.store import (
@@ -63,6 +65,7 @@ class SqliteStore(PoolStore):
             Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
         self.moves = SqliteMoves(self._database, self._changing, functools.partial(self._told, READ))
+        self.hosts = SqliteHosts(self._database, self._changing, functools.partial(self._told, READ))
         try:
             with self._told(READ):
                 self._prepare()
@@ -165,7 +168,7 @@ class SqliteStore(PoolStore):
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         with self._changing():
-            for statement in (_SCHEMA + MOVES_SCHEMA).split(";"):
+            for statement in (_SCHEMA + HOSTS_SCHEMA + MOVES_SCHEMA).split(";"):
                 self._database.execute(statement)
             self._database.execute(f"PRAGMA application_id = {_MARK}")
             self._begin_boot(_BOOT_ID.read_text().strip())
@@ -180,6 +183,7 @@ class SqliteStore(PoolStore):
                 "UPDATE holding SET held_until = ?, rests_until = ? WHERE pool = ?",
                 (now, now + pool.hold_down_s, pool.name),
             )
+        self._database.execute("DELETE FROM here")
         self._database.execute("DELETE FROM boot")
         self._database.execute("INSERT INTO boot VALUES (?)", (boot,))
 

@@ -15,6 +15,7 @@ from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.model.moves import Move
 from nat_rewriter.model.pools import Block, Change, Holding, Pool, pool_object
 from nat_rewriter.model.slices import PortRange, Protocol
+from nat_rewriter.pool.hosts import Hosts
 from nat_rewriter.pool.moves import Moves
 
 READ, CHANGE = "read pools", "change pools"
@@ -26,10 +27,11 @@ class PoolStore(ABC):
     """Who holds which block of which pool. Every change is whole or not at all, whoever else is at it.
 
     Every method raises StateError where the store cannot be asked, and NatctlError where a pool is not in it.
-    ``moves``: what is on its way from one host to another.
+    ``moves``: what is on its way from one host to another. ``hosts``: where they are, and a watch of who holds what.
     """
 
     moves: Moves
+    hosts: Hosts
 
     @abstractmethod
     def close(self) -> None:

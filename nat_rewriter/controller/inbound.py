@@ -1,0 +1,118 @@
+"""Keeps the rules current by which packets for shared addresses get to the host that owns the port."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from nat_rewriter.errors import NatctlError
+from nat_rewriter.kernel.inbound import Handover, own_peer
+from nat_rewriter.model.inbound import Holders, Peer
+from nat_rewriter.model.policy import Policy
+from nat_rewriter.model.pools import Block, Deed
+from nat_rewriter.model.slices import Address
+from nat_rewriter.pool import PoolStore, open_store
+from nat_rewriter.pool.hosts import HoldersWatch
+from nat_rewriter.render.inbound import inbound_elements
+
+_WAIT_S = 0.5
+_RETRY_S = 1.0
+_ANNOUNCEMENTS_IN_A_TERM = 5
+
+
+class InboundKeeper:
+    """Tells the others where this host is, and follows who holds what, in a thread with a store of its own.
+
+    What the kernel has stays when the keeper ends or the store is silent: most of it is still right. Does nothing where
+    the policy has no ``[inbound]``, but take away what was there of another.
+    """
+
+    def __init__(self, policy: Policy, host: str, tell: Callable[[Deed], None]) -> None:
+        self._pools, self._inbound, self._host, self._tell = tuple(policy.pools), policy.inbound, host, tell
+        self._address = policy.store
+        self._ttl_s = min(pool.ttl_s for pool in self._pools)
+        self._handover = Handover(policy.controller.table)
+        self._seen = Holders()
+        self._links: dict[str, str] = {}
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Put the rules in place as the store has it now, tell where this host is, and go on following."""
+        if self._inbound is None:
+            self._handover.take_down()
+            return
+        peer = own_peer(self._host, self._inbound)
+        with open_store(self._address) as store:
+            self._seen = store.hosts.holders()
+            self._handover.raise_up(self._pools, self._inbound, self._elements(self._seen))
+            store.hosts.announce(peer, self._ttl_s)
+        self._thread = threading.Thread(target=self._run, args=(peer,), name="natctl-inbound", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Follow no more; the rules stay."""
+        self._end()
+        self._handover.close()
+
+    def leave(self) -> None:
+        """Tell the others that this host is gone, and take the rules away."""
+        self._end()
+        if self._inbound:
+            with open_store(self._address) as store:
+                store.hosts.depart(self._host)
+        self._handover.take_down()
+
+    def _end(self) -> None:
+        self._ended.set()
+        if self._thread:
+            self._thread.join()
+
+    def _run(self, peer: Peer) -> None:
+        failure = ""
+        while not self._ended.is_set():
+            try:
+                with open_store(self._address) as store, store.hosts.watch() as watch:
+                    self._follow(peer, store, watch)
+            except NatctlError as error:
+                if str(error) != failure:
+                    self._told("failed", str(error))
+                failure = str(error)
+                self._ended.wait(_RETRY_S)
+
+    def _follow(self, peer: Peer, store: PoolStore, watch: HoldersWatch) -> None:
+        due = 0.0
+        while not self._ended.is_set():
+            if time.monotonic() >= due:
+                store.hosts.announce(peer, self._ttl_s)
+                due = time.monotonic() + self._ttl_s / _ANNOUNCEMENTS_IN_A_TERM
+            if (holders := watch.wait(_WAIT_S)) is not None:
+                self._take_up(holders)
+
+    def _take_up(self, holders: Holders) -> None:
+        before, self._seen = self._seen, holders
+        self._handover.update(self._elements(holders), self._given(before, holders), self._ttl_s)
+        if before.peers.keys() != holders.peers.keys():
+            self._told("inbound", f"hands over to {len(holders.peers.keys() - {self._host})} hosts")
+
+    def _given(self, before: Holders, after: Holders) -> dict[Block, Address]:
+        """Return the blocks that this host had and another has now, and where that is."""
+        mine = [block for block, owner in before.blocks.items() if owner == self._host]
+        new = {block: after.peers.get(after.blocks.get(block, "")) for block in mine}
+        places = {
+            block: peer.address(block.address.version)
+            for block, peer in new.items()
+            if peer and peer.host != self._host
+        }
+        return {block: address for block, address in places.items() if address}
+
+    def _elements(self, holders: Holders) -> dict[str, dict[str, str]]:
+        """Return what belongs into the tables. A host that fell silent goes on handing over: it stays known."""
+        elements = inbound_elements(self._pools, holders, self._host)
+        self._links |= {peer.host: peer.link for peer in holders.peers.values() if peer.host != self._host}
+        return elements | {"peers": dict.fromkeys(self._links.values(), "")}
+
+    def _told(self, what: str, detail: str) -> None:
+        self._tell(Deed(datetime.now(UTC), what, detail=detail))

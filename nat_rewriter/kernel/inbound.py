@@ -1,0 +1,94 @@
+"""The nft tables by which packets for shared addresses are handed over, and what a host tells others of its device."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+
+from nat_rewriter.errors import NatctlError, NetlinkError, NftError
+from nat_rewriter.kernel.nft import KernelNft
+from nat_rewriter.model.inbound import Inbound, Peer
+from nat_rewriter.model.pools import Block, Pool
+from nat_rewriter.model.slices import Address
+from nat_rewriter.render.inbound import (
+    TABLE_FAMILIES,
+    Elements,
+    given_text,
+    inbound_changes,
+    inbound_table_name,
+    render_inbound,
+)
+
+_SIOCGIFHWADDR = 0x8927
+_ETHERNET = 1  # ARPHRD_ETHER
+_IFREQ = struct.Struct("=16sH6s16x")  # struct ifreq with ifr_hwaddr: net/if.h
+
+
+class Handover(KernelNft):
+    """The tables of this host, in the namespace in which it is made. ``table`` is the controller's."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__()
+        self._table = table
+        self._rules, self._there = "", dict[str, Mapping[str, str]]()
+
+    def raise_up(self, pools: Sequence[Pool], inbound: Inbound, elements: Elements) -> None:
+        """Put the tables in place, in one transaction with what belongs into them."""
+        self._rules = render_inbound(self._table, pools, inbound, host=True)
+        self._load_all(elements)
+
+    def update(self, elements: Elements, given: Mapping[Block, Address], given_s: int) -> None:
+        """Change what differs, in one transaction; ``given`` are blocks that were this host's, and where each is."""
+        changes = inbound_changes(self._table, self._there, elements, host=True)
+        if not changes and not given:
+            return
+        try:
+            self._ask("load ruleset", text="\n".join([changes, given_text(self._table, given, given_s)]))
+        except NftError:
+            self._load_all(elements)  # somebody else was at it
+        self._there = dict(elements)
+
+    def _load_all(self, elements: Elements) -> None:
+        filled = inbound_changes(self._table, {}, elements, host=True)
+        self._ask("load ruleset", text="\n".join([*_deletion(self._table), self._rules, filled]))
+        self._there = dict(elements)
+
+    def take_down(self) -> None:
+        """Take the tables away; none there is no error."""
+        self._ask("delete table", text="\n".join(_deletion(self._table)))
+
+
+def own_peer(host: str, inbound: Inbound) -> Peer:
+    """Return where others reach this host. Raises NatctlError for addresses that are not its own, NetlinkError."""
+    for address in inbound.addresses:
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            try:
+                sock.bind((str(address), 0))
+            except OSError:
+                raise NatctlError("tell where this host is", "not one of its addresses", str(address)) from None
+    return Peer(host, inbound.addresses, link_address(inbound.device))
+
+
+def link_address(device: str) -> str:
+    """Return the link-layer address of an Ethernet device of this namespace. Raises NetlinkError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            answer = fcntl.ioctl(sock, _SIOCGIFHWADDR, _IFREQ.pack(device.encode(), 0, b""))
+        except OSError as error:
+            code = error.errno or errno.EIO
+            raise NetlinkError("read link-layer address", code, f"{os.strerror(code).lower()}: {device!r}") from None
+    _, kind, link = _IFREQ.unpack(answer)
+    if kind != _ETHERNET:
+        raise NetlinkError("read link-layer address", errno.EAFNOSUPPORT, f"not an Ethernet device: {device!r}")
+    return bytes(link).hex(":")
+
+
+def _deletion(table: str) -> list[str]:
+    # Adding it first makes the deletion right whether or not the table is there.
+    name = inbound_table_name(table)
+    return [f"{verb} table {family} {name}" for family in TABLE_FAMILIES for verb in ("add", "delete")]

@@ -1,0 +1,91 @@
+"""Where hosts are, and who holds what, in the SQLite file: for the processes of one host, in several namespaces."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from ipaddress import ip_address
+
+from nat_rewriter.model.inbound import Holders, Peer
+from nat_rewriter.model.pools import Block
+from nat_rewriter.pool.hosts import HoldersWatch, Hosts, peer_from, peer_text
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS here (host TEXT PRIMARY KEY, told TEXT NOT NULL, until REAL NOT NULL);"
+_LOOK_S = 0.25
+_OFTEN_S = 1.0  # terms end without a change to the file
+
+
+class SqliteHosts(Hosts):
+    """Ends are counted on the clock of the time since boot; ``changing`` and ``reading`` are the store's contexts."""
+
+    def __init__(
+        self,
+        database: sqlite3.Connection,
+        changing: Callable[[], AbstractContextManager[None]],
+        reading: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._database, self._changing, self._reading = database, changing, reading
+
+    def announce(self, peer: Peer, ttl_s: int) -> None:
+        """Tell where a host is."""
+        with self._changing():
+            self._database.execute("DELETE FROM here WHERE until <= ?", (_now(),))
+            row = (peer.host, peer_text(peer), _now() + ttl_s)
+            self._database.execute("INSERT OR REPLACE INTO here VALUES (?, ?, ?)", row)
+
+    def depart(self, host: str) -> None:
+        """Forget where a host is."""
+        with self._changing():
+            self._database.execute("DELETE FROM here WHERE host = ?", (host,))
+
+    def holders(self) -> Holders:
+        """Return who holds what, and where the hosts are."""
+        with self._reading():
+            now = (_now(),)
+            held = self._database.execute("SELECT address, first, size, host FROM holding WHERE held_until > ?", now)
+            blocks = {Block(ip_address(address), first, size): host for address, first, size, host in held}
+            here = self._database.execute("SELECT host, told FROM here WHERE until > ?", now).fetchall()
+        return Holders(blocks, {host: peer_from(host, told) for host, told in here})
+
+    def watch(self) -> HoldersWatch:
+        """Look again and again."""
+        return _Looking(self)
+
+    def version(self) -> int:
+        """Return a number that changes when another connection changes the file."""
+        with self._reading():
+            return int(self._database.execute("PRAGMA data_version").fetchone()[0])
+
+
+class _Looking(HoldersWatch):
+    def __init__(self, hosts: SqliteHosts) -> None:
+        self._hosts = hosts
+        self._seen: Holders | None = None
+        self._version, self._due = -1, 0.0
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def wait(self, timeout_s: float) -> Holders | None:
+        """Return who holds what once it has changed."""
+        end = time.monotonic() + timeout_s
+        while (found := self._look()) == self._seen:
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            time.sleep(min(_LOOK_S, left))
+        self._seen = found
+        return found
+
+    def _look(self) -> Holders | None:
+        version = self._hosts.version()
+        if version == self._version and time.monotonic() < self._due:
+            return self._seen
+        self._version, self._due = version, time.monotonic() + _OFTEN_S
+        return self._hosts.holders()
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,0 +1,179 @@
+"""Packets for shared addresses on the kernel: whichever host of a fleet receives one, the owner of the port gets it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nat_rewriter.model.pools import StoreAddress
+from nat_rewriter.pool import open_store
+from netns_lab.host import round_trip
+from netns_lab.running_agent import RunningAgent, wait_until
+from netns_lab.segment import (
+    SEGMENT_LINK,
+    SERVER,
+    SERVER_6,
+    SHARED,
+    SHARED_6,
+    Segment,
+    peer_address,
+    peer_address_6,
+    segment,
+)
+
+TCP, UDP = 443, 53
+ENDS = [(SHARED, SERVER), (SHARED_6, SERVER_6)]
+CONFIG = """version = 1
+[controller]
+coexist = "off"
+
+[[pool]]
+name = "four"
+addresses = ["{shared}"]
+ports = "8192-16383"
+slice_size = 1024
+protocols = ["tcp", "udp", "icmp"]
+ttl_s = 5
+hold_down_s = 1
+
+[[pool]]
+name = "six"
+addresses = ["{shared_6}"]
+ports = "8192-16383"
+slice_size = 512
+protocols = ["tcp", "udp", "icmp"]
+ttl_s = 5
+hold_down_s = 1
+
+[store]
+url = "sqlite:{store}"
+
+[inbound]
+device = "{device}"
+addresses = ["{peer}", "{peer_6}"]
+
+[[snat]]
+name = "clients-4"
+source = ["10.0.0.0/24"]
+pools = ["four"]
+
+[[snat]]
+name = "clients-6"
+source = ["2001:db8:10::/64"]
+pools = ["six"]
+"""
+
+
+class Fleet:
+    """Hosts with an agent each; the first one has a client behind it."""
+
+    def __init__(self, lab: Segment, directory: Path) -> None:
+        self.lab, self.store_path = lab, directory / "pools"
+        self.configs = [directory / f"h{number}.toml" for number in range(len(lab.hosts))]
+        for number, path in enumerate(self.configs):
+            path.write_text(self._text(number))
+        self.agents = [
+            RunningAgent(host, f"h{number}", path)
+            for number, (host, path) in enumerate(zip(lab.hosts, self.configs, strict=True))
+        ]
+
+    def _text(self, number: int) -> str:
+        return CONFIG.format(
+            shared=SHARED, shared_6=SHARED_6, store=self.store_path, device=SEGMENT_LINK, peer=peer_address(number),
+            peer_6=peer_address_6(number),
+        )  # fmt: skip
+
+    def natctl(self, number: int, *words: str, expect: int = 0) -> str:
+        command = [sys.executable, "-m", "nat_rewriter", *words, "--config", str(self.configs[number])]
+        done = self.lab.hosts[number].run(command, check=False)
+        assert done.returncode == expect, done.stderr
+        return done.stdout
+
+    def start(self) -> None:
+        self.natctl(0, "pool", "init")
+        for agent in self.agents:
+            agent.start()
+        for number in range(len(self.agents)):
+            assert wait_until(lambda n=number: self.knows_all(n), 60.0), self.agents[number].warnings()
+
+    def knows_all(self, number: int) -> bool:
+        """Tell whether a host hands over to all others: it knows their blocks."""
+        others = 2 * (len(self.agents) - 1)
+        elements = [len(self.elements(number, name)) for name in ("owners4", "owners6", "own4", "own6")]
+        return elements == [others // 2, others // 2, 1, 1]
+
+    def elements(self, number: int, name: str, family: str = "netdev") -> list[Any]:
+        words = ["nft", "-j", "list", "set" if name in ("own4", "own6", "peers") else "map"]
+        done = self.lab.hosts[number].run([*words, family, "natctl_inbound", name], check=False)
+        if done.returncode:
+            return []
+        (listed,) = [each for each in json.loads(done.stdout)["nftables"] if "metainfo" not in each]
+        (content,) = listed.values()
+        return list(content.get("elem", []))
+
+    def owned(self, number: int, shared: str) -> int:
+        """Return the first port that a host holds of an address."""
+        with open_store(StoreAddress("sqlite", str(self.store_path))) as store:
+            found = store.holdings("six" if ":" in shared else "four")
+        (first,) = [each.block.first for each in found if each.host == f"h{number}" and not each.resting]
+        return first
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Three hosts; the upstream deals each packet for a shared address to the next of them."""
+    with segment(3) as lab:
+        made = Fleet(lab, tmp_path_factory.mktemp("fleet"))
+        lab.server.tcp_server(TCP)
+        lab.server.udp_server(UDP)
+        made.start()
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _deal_to_all(fleet: Fleet) -> None:
+    fleet.lab.deal_to([0, 1, 2])
+
+
+def traces(fleet: Fleet, number: int, family: str) -> str:
+    """Return what conntrack of a host has of the server."""
+    server = SERVER_6 if family == "ipv6" else SERVER
+    listed = fleet.lab.hosts[number].run(["conntrack", "-L", "-f", family]).stdout
+    return "\n".join(line for line in listed.splitlines() if server in line)
+
+
+@pytest.mark.parametrize(("shared", "server"), ENDS, ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_sockets_of_each_host(fleet: Fleet, shared: str, server: str, protocol: str) -> None:
+    for number, host in enumerate(fleet.lab.hosts):
+        source = (shared, fleet.owned(number, shared) + 7)
+        connect = host.tcp_connect if protocol == "tcp" else host.udp_connect
+        with connect((server, TCP if protocol == "tcp" else UDP), src=source) as sock:
+            assert all(round_trip(sock, b"x" * 900) for _ in range(9))
+
+
+def answered(sock: socket.socket, size: int) -> bool:
+    """Tell whether the server answers a datagram of a size; the first one may be too big for the path."""
+    with sock:
+        return any(round_trip(sock, bytes([number]) * size) for number in range(3))
+
+
+@pytest.mark.parametrize(("shared", "server"), ENDS, ids=["IPv4", "IPv6"])
+def test_no_trace_where_it_only_passes(fleet: Fleet, shared: str, server: str) -> None:
+    family = "ipv6" if ":" in shared else "ipv4"
+    for host in fleet.lab.hosts:
+        host.run(["conntrack", "-F"])
+    fleet.lab.deal_to([1, 2])
+    sock = fleet.lab.client.tcp_connect((server, TCP))
+    assert round_trip(sock)
+    for size in (100, 5000):
+        assert answered(fleet.lab.client.udp_connect((server, UDP)), size)
+    assert traces(fleet, 0, family)
+    assert not traces(fleet, 1, family)
+    assert not traces(fleet, 2, family)
