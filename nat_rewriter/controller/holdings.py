@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -134,8 +134,9 @@ class Holdings:
         """Take the kernel's part away: for a host that goes on without pools."""
         self._fence.take_down()
 
-    def _blocks_left(self) -> list[tuple[Block, float]]:
-        return [pair for held in self.of_pools for pair in held.left().items()]
+    def _blocks_left(self) -> Iterator[tuple[Block, float]]:
+        for held in self.of_pools:
+            yield from held.left().items()
 
     # telling
 

@@ -69,6 +69,24 @@ def renewal(table: str, turn: str, held: Iterable[tuple[Block, Pool, float]], nu
     return "\n".join(lines)
 
 
+def make_ticket_set(table: str) -> str:
+    """Return the commands that make the set of tickets, where there is no table yet."""
+    name = terms_table_name(table)
+    return f"add table inet {name}\nadd set inet {name} renewing {{ type mark; flags timeout; }}\n"
+
+
+def make_ticket(table: str, seconds: float) -> str:
+    """Return the commands that allow one renewal within so many seconds."""
+    name = terms_table_name(table)
+    element = f"{{ 1 timeout {round(seconds * 1000)}ms }}"
+    return f"flush set inet {name} renewing\nadd element inet {name} renewing {element}"
+
+
+def use_ticket(table: str) -> str:
+    """Return the command that fails, and with it its transaction, where the ticket has ended or been used."""
+    return f"delete element inet {terms_table_name(table)} renewing {{ 1 }}"
+
+
 def versions(pools: Iterable[Pool]) -> tuple[int, ...]:
     """Return the IP versions that pools have addresses of."""
     return tuple(sorted({address.version for pool in pools for address in pool.addresses}))
