@@ -1,6 +1,6 @@
 """Local sockets and NAT flows come and go at once in a slice of 2048 ports: nothing leaks, nothing hangs.
 
-``NATCTL_LONG_TESTS=1`` runs it at full length: 10,000 connections of each kind in 60 seconds.
+``NATCTL_LONG=1`` runs it at full length: 10,000 connections of each kind in 60 seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from netns_lab.topology import SOFT_ADDRESS, SOFT_ADDRESS_6
 
 LabFactory = Callable[..., Lab]
 SLICE = PortRange(10240, 12287)
-EACH, SECONDS = (10_000, 60) if os.environ.get("NATCTL_LONG_TESTS") else (1_500, 10)
+EACH, SECONDS = (10_000, 60) if os.environ.get("NATCTL_LONG") else (1_500, 10)
 
 
 @pytest.mark.parametrize("coexist", ["confine", "refuse", "split"])
