@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nat_rewriter.cli.env import Env, common_options
-from nat_rewriter.cli.pool import host_name
+from nat_rewriter.cli.pool_words import host_name
 from nat_rewriter.cli.service import Service, stop_signals
 from nat_rewriter.cli.state import log_of, state_option, warn
 from nat_rewriter.errors import EXIT_DONE, NatctlError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nat_rewriter.model.generations import Configuration
     from nat_rewriter.model.pools import Deed
 
-_LOOK_S = 0.25  # between looks at signals
+_AGAIN_S = 0.25  # after what failed
 
 
 @click.command(
@@ -71,21 +71,23 @@ def agent(env: Env, host: str, give_back: bool, state: Path | None) -> int:
 
 
 def _run(running: Agent, service: Service, stopped: Callable[[], bool]) -> None:
-    """Take one step after the other; what fails is told, and tried again with the next."""
+    """Take one step after the other, and look for moves in between; what fails is told, and tried again."""
     due = 0.0
-    for pause_s in service.attend(_until(stopped), running.follow):
-        if time.monotonic() >= due:
-            try:
+    for again_s in service.attend(_until(stopped), running.follow):
+        pause_s = again_s
+        try:
+            if time.monotonic() >= due:
+                due = time.monotonic() + running.pause_s
                 running.step()
-            except NatctlError as error:
-                warn(str(error))
-            due = time.monotonic() + running.pause_s
+            pause_s = running.look()
+        except NatctlError as error:
+            warn(str(error))
         time.sleep(pause_s)
 
 
 def _until(stopped: Callable[[], bool]) -> Iterator[float]:
     while not stopped():
-        yield _LOOK_S
+        yield _AGAIN_S
 
 
 def _status(configuration: Configuration) -> str:

@@ -12,6 +12,7 @@ from nat_rewriter.config import read_policy
 from nat_rewriter.controller.apply import apply_configuration
 from nat_rewriter.controller.generations import GenerationLog, Warn
 from nat_rewriter.controller.holdings import Held, Holdings
+from nat_rewriter.controller.moving import Moving
 from nat_rewriter.controller.observation import observe
 from nat_rewriter.controller.watcher import count_slices
 from nat_rewriter.controller.withdrawal import Progress, withdraw
@@ -26,6 +27,7 @@ from nat_rewriter.report.pools import slice_text
 
 _LOCK_WAIT_S = 10.0
 _STEPS_IN_A_TERM = 5
+_LOOK_S, _LOOK_IN_A_MOVE_S = 0.25, 0.02
 
 
 class Agent:
@@ -42,6 +44,7 @@ class Agent:
         self._base, self._log, self._tell, self._warn = configuration, log, tell, warn
         policy = configuration.policy
         self._holdings = Holdings(policy.pools, policy.controller.table, store, host, tell)
+        self._moving = Moving(self._holdings, self._apply_if_changed, warn)
         self._applied: frozenset[Block] | None = None
         self._drain: _Drain | None = None
 
@@ -53,6 +56,7 @@ class Agent:
 
     def begin(self) -> None:
         """Take up what this host holds from before, fence everything else off, and apply."""
+        self._moving.begin()
         for held in self._holdings.of_pools:
             self._holdings.renew(held)
         self._holdings.raise_fence()
@@ -63,12 +67,18 @@ class Agent:
         """How long to wait between two steps."""
         return min(held.pool.ttl_s for held in self._holdings.of_pools) / _STEPS_IN_A_TERM
 
+    def look(self) -> float:
+        """Bring moves of slices on that other hosts wait for; return the seconds until the next look is due."""
+        self._moving.look(busy=self._drain is not None)
+        return _LOOK_IN_A_MOVE_S if self._moving.under_way else _LOOK_S
+
     def step(self) -> None:
         """Renew; let the kernel know; then take or give back what the use asks for."""
+        self.look()
         self._holdings.renew_all()
         self._finish_drain()
         self._apply_if_changed()
-        if not self._drain and not self._holdings.silent:
+        if not self._drain and not self._moving.under_way and not self._holdings.silent:
             for held, uses in self._uses():
                 self._follow(held, uses)
 
@@ -142,7 +152,7 @@ class Agent:
         if self._drain or self._applied == blocks:
             return
         configuration = self._configuration(blocks)
-        gone = (self._applied or frozenset()) - blocks
+        gone = (self._applied or frozenset()) - blocks - self._moving.leaving
         if gone:  # flows of what was lost have nowhere to go
             withdraw(configuration, self._log, self._warn, 0, _nobody, _LOCK_WAIT_S)
         else:

@@ -20,7 +20,8 @@ _MARGIN_SHARE = 0.1  # of a term, at least a second: the kernel stops before the
 class Held:
     """What this host has of one pool: until when, by the clock that goes on while the host sleeps.
 
-    ``closed`` are blocks of these that the kernel is not to let through, for another host may have them by now.
+    ``closed`` are blocks that the kernel is not to let through, though they are held or about to be: they are on their
+    way from this host, or to it.
     """
 
     pool: Pool
@@ -78,7 +79,6 @@ class Holdings:
         for block in held.until.keys() - now_held.keys():
             self.told("lost", held.pool, block, "its term ended before it was renewed")
         held.until = now_held
-        held.closed &= now_held.keys()
 
     def renew_all(self) -> None:
         """Begin a full term for all that is held, with the store and then in the kernel."""

@@ -134,7 +134,8 @@ class Change:
 class Deed:
     """One thing that `natctl agent` did, or that befell it.
 
-    ``what``: acquired, lost, draining, released, applied, refused, failed, store-silent or store-back.
+    ``what``: acquired, lost, draining, released, applied, refused, failed, store-silent or store-back; of a move to
+    another host closed, and then moved or kept; taken-over from another host.
     """
 
     time: datetime

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nat_rewriter.model.moves import Move
 from nat_rewriter.model.pools import Block, Change, Deed, Holding, Pool, pool_object
 from nat_rewriter.model.slices import Address, Slice
 from nat_rewriter.report.json_lines import time_text
@@ -46,6 +47,33 @@ def change_line(change: Change) -> str:
     """Return one entry of a pool's history as a line."""
     words = f"{time_text(change.time)} {change.what} {change.block} {change.host}"
     return f"{words} to {change.to}" if change.to else words
+
+
+def move_object(pool: Pool, move: Move, took_s: float) -> dict[str, Any]:
+    """Return a move that is done as JSON has it: the slice, both hosts, and what became of its flows."""
+    return {
+        "pool": pool.name,
+        "slice": pool.slice_of(move.block).name,
+        "address": str(move.block.address),
+        "ports": str(move.block.ports),
+        "host": move.giver,
+        "to": move.taker,
+        "flows": move.count.sent - move.count.clashed,
+        "sockets": move.count.sockets,
+        "left_out": move.count.left_out,
+        "clashed": move.count.clashed,
+        "detail": move.detail,
+        "took_s": round(took_s, 3),
+    }
+
+
+def move_line(move: Move, took_s: float) -> str:
+    """Return a move that is done as a line."""
+    count = move.count
+    words = f"{move.block} {move.giver} to {move.taker}: {count.sent - count.clashed} flows in {took_s:.2f} s"
+    words += f"; flows of sockets, ended: {count.sockets} ({move.detail})" if count.sockets else ""
+    words += f"; with a helper of conntrack, left out: {count.left_out}" if count.left_out else ""
+    return words + (f"; whose ports were in use, left out: {count.clashed}" if count.clashed else "")
 
 
 def deed_object(deed: Deed) -> dict[str, Any]:
