@@ -70,7 +70,16 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+    Examples:
+      natctl lab demo            see a collision happen, be named and be prevented
+      natctl apply --dry-run     what would be loaded for /etc/natctl/natctl.toml
+      natctl check               every collision there is now
+    """,
+)
 @click.version_option(__version__, prog_name="natctl")
 def natctl() -> None:
     """Share addresses between hosts by port slices.

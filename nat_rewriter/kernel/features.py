@@ -126,6 +126,8 @@ def _feature_check(name: str, feature: Feature, told: tuple[Answer, str] | None)
     remedy = "" if answer is Answer.YES else feature.remedy
     if name == "user-namespaces" and answer is not Answer.YES:
         remedy = _permit_user_namespaces()
+    elif "Could not resolve protocol name" in found:
+        remedy = "apt install netbase"  # /etc/protocols, where nft looks names up
     return Check(name, answer, feature.weight, feature.purpose, found, remedy)
 
 

@@ -188,6 +188,17 @@ def test_without_privilege_it_still_tells(lab: Lab) -> None:
     assert (quiet.returncode, quiet.stdout) == (4, "")
 
 
+def test_without_names_of_protocols_their_package_is_named(lab: Lab, tmp_path: Path) -> None:
+    nothing = tmp_path / "protocols"
+    nothing.touch()
+    command = f'mount --bind "{nothing}" /etc/protocols && exec "$@"'
+    natctl = [sys.executable, "-m", "nat_rewriter", "doctor", "--json", "--config", str(lab.config())]
+    done = lab.egress.run(["unshare", "-m", "sh", "-c", command, "sh", *natctl], check=False)
+    told = {check["name"]: check for check in map(json.loads, done.stdout.splitlines())}
+    assert told["ipv6-nat"]["answer"] == "no"
+    assert told["ipv6-nat"]["remedy"] == "apt install netbase"
+
+
 def test_on_a_terminal_it_is_a_table(lab: Lab) -> None:
     near, far = pty.openpty()
     command = [sys.executable, "-m", "nat_rewriter", "doctor", "--config", str(lab.config())]
