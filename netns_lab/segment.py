@@ -4,7 +4,7 @@
               host 1 ──┼── (bridge) upstream ── core ── server
               host 2 ──┘
 
-All hosts have the shared addresses on lo. The cable between core and server is narrow, so that path MTU discovery has
+All hosts have the shared addresses on lo. The way from core to server is narrow, so that path MTU discovery has
 something to discover.
 """
 
@@ -46,17 +46,8 @@ class Segment:
     """The hosts of the lab; :func:`segment` makes it."""
 
     def __init__(self, resources: ExitStack, hosts: int) -> None:
-        name = f"seg-{os.getpid()}-{secrets.token_hex(3)}"
-        made = [f"natctl-{name}-{each}" for each in ("client", "upstream", "core", "server")]
-        made += [f"natctl-{name}-h{number}" for number in range(hosts)]
-        for each in made:
-            namespaces.create(each)
-            resources.callback(namespaces.delete, each)
-        inner = resources.enter_context(ExitStack())  # what is opened in the hosts ends before them
-        self.client, self.upstream, self.core, self.server, *self.hosts = (Host(each, inner) for each in made)
-        for host in (self.client, self.upstream, self.core, self.server, *self.hosts):
-            with host.enter():
-                set_sysctls(_SYSCTLS)
+        names = ["client", "upstream", "core", "server", *(f"h{number}" for number in range(hosts))]
+        self.client, self.upstream, self.core, self.server, *self.hosts = hosts_of_their_own(resources, *names)
         self._wire()
 
     def deal_to(self, numbers: Sequence[int]) -> None:
@@ -75,25 +66,24 @@ class Segment:
         _ip(self.upstream, "link add br0 type bridge", "link set br0 up", "addr add 192.0.2.1/24 dev br0")
         _ip(self.upstream, "addr add 2001:db8:ffff::1/64 dev br0")
         for number, host in enumerate(self.hosts):
-            _cable(host, SEGMENT_LINK, self.upstream, f"p{number}")
+            cable(host, SEGMENT_LINK, self.upstream, f"p{number}")
             _ip(self.upstream, f"link set p{number} up master br0")
-            _end(host, SEGMENT_LINK, f"{peer_address(number)}/24", f"{peer_address_6(number)}/64")
-            _end(host, "lo", SHARED, SHARED_6)
+            configure(host, SEGMENT_LINK, f"{peer_address(number)}/24", f"{peer_address_6(number)}/64")
+            configure(host, "lo", SHARED, SHARED_6)
             _ip(host, "route add default via 192.0.2.1", "route add default via 2001:db8:ffff::1")
-        _cable(self.client, "eth0", self.hosts[0], "fish0")
-        _end(self.client, "eth0", f"{CLIENT}/24", f"{CLIENT_6}/64")
-        _end(self.hosts[0], "fish0", "10.0.0.1/24", "2001:db8:10::1/64")
+        cable(self.client, "eth0", self.hosts[0], "fish0")
+        configure(self.client, "eth0", f"{CLIENT}/24", f"{CLIENT_6}/64")
+        configure(self.hosts[0], "fish0", "10.0.0.1/24", "2001:db8:10::1/64")
         _ip(self.client, "route add default via 10.0.0.1", "route add default via 2001:db8:10::1")
-        _cable(self.upstream, "core0", self.core, "up0")
-        _end(self.upstream, "core0", "100.64.0.1/30", "2001:db8:fffe::1/64")
-        _end(self.core, "up0", "100.64.0.2/30", "2001:db8:fffe::2/64")
+        cable(self.upstream, "core0", self.core, "up0")
+        configure(self.upstream, "core0", "100.64.0.1/30", "2001:db8:fffe::1/64")
+        configure(self.core, "up0", "100.64.0.2/30", "2001:db8:fffe::2/64")
         _ip(self.upstream, "route add 203.0.113.0/24 via 100.64.0.2")
         _ip(self.upstream, "route add 2001:db8:203::/64 via 2001:db8:fffe::2")
-        _cable(self.core, "srv0", self.server, "eth0")
-        _end(self.core, "srv0", "203.0.113.254/24", "2001:db8:203::fe/64")
-        _end(self.server, "eth0", f"{SERVER}/24", f"{SERVER_6}/64")
-        for host, device in ((self.core, "srv0"), (self.server, "eth0")):
-            _ip(host, f"link set {device} mtu {NARROW_MTU}")
+        cable(self.core, "srv0", self.server, "eth0")
+        configure(self.core, "srv0", "203.0.113.254/24", "2001:db8:203::fe/64")
+        configure(self.server, "eth0", f"{SERVER}/24", f"{SERVER_6}/64")
+        _ip(self.core, *(f"route add {server} dev srv0 mtu {NARROW_MTU}" for server in (SERVER, SERVER_6)))
         _ip(self.core, "route add default via 100.64.0.1")
         _ip(self.core, "route add default via 2001:db8:fffe::1")
         _ip(self.server, "route add default via 203.0.113.254", "route add default via 2001:db8:203::fe")
@@ -108,13 +98,29 @@ def segment(hosts: int = 3) -> Iterator[Segment]:
         yield made
 
 
-def _cable(host: Host, name: str, other: Host, far: str) -> None:
+def hosts_of_their_own(resources: ExitStack, *names: str) -> list[Host]:
+    """Make routers that are connected to nothing yet; they end with ``resources``."""
+    lab = f"natctl-seg-{os.getpid()}-{secrets.token_hex(3)}"
+    for name in names:
+        namespaces.create(f"{lab}-{name}")
+        resources.callback(namespaces.delete, f"{lab}-{name}")
+    inner = resources.enter_context(ExitStack())  # what is opened in the hosts ends before them
+    hosts = [Host(f"{lab}-{name}", inner) for name in names]
+    for host in hosts:
+        with host.enter():
+            set_sysctls(_SYSCTLS)
+    return hosts
+
+
+def cable(host: Host, name: str, other: Host, far: str) -> None:
+    """Connect two hosts by a pair of devices."""
     # Different indexes at both ends: with equal ones the kernel tells late that the cable is there.
     index = 100 + secrets.randbelow(1 << 20)
     _ip(host, f"link add {name} index {index} type veth peer name {far} netns {other.name}")
 
 
-def _end(host: Host, device: str, *addresses: str) -> None:
+def configure(host: Host, device: str, *addresses: str) -> None:
+    """Set a device up, with addresses and their prefix lengths."""
     _ip(host, f"link set {device} up", *(f"addr add {address} dev {device}" for address in addresses))
 
 

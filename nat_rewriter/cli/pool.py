@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nat_rewriter.cli.env import Env, common_options
+from nat_rewriter.cli.pool_export import export
 from nat_rewriter.cli.pool_moves import accept, transfer
 from nat_rewriter.cli.pool_words import (
     host_name,
@@ -43,6 +44,7 @@ def pool() -> None:
 
 pool.add_command(transfer)
 pool.add_command(accept)
+pool.add_command(export)
 
 
 @pool.command(

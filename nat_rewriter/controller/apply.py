@@ -14,12 +14,14 @@ from nat_rewriter.controller.sysctls import restore_sysctls
 from nat_rewriter.controller.way_back import find_way_back
 from nat_rewriter.errors import NatctlError
 from nat_rewriter.kernel.confirm_socket import is_waiting
+from nat_rewriter.kernel.inbound import Handover
 from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft import KernelNft
 from nat_rewriter.model.generations import Configuration, Generation, Outcome
 from nat_rewriter.model.ruleset import Ruleset
 from nat_rewriter.model.transaction import Transaction
 from nat_rewriter.plan import plan, plan_removal
+from nat_rewriter.render.inbound import inbound_table_name
 from nat_rewriter.render.terms import terms_table_name
 from nat_rewriter.render.transaction import transaction_text
 
@@ -117,6 +119,9 @@ def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:
                 nft.run(transaction)
                 unmark_all(live)
             record.finish(Outcome.APPLIED)
+        if nft.find_listing("netdev", inbound_table_name(table)) is not None:
+            with Handover(table) as handover:
+                handover.take_down()
         for setting in restore_sysctls(log.place):
             warn(f"{setting.name} was changed since natctl set it, and is left as it is")
     return bool(transaction)

@@ -105,7 +105,8 @@ def render_inbound(table: str, pools: Sequence[Pool], inbound: Inbound, *, host:
     those of a router before it.
     """
     families = [_family(pools, number) for number in (4, 6) if addresses_of(pools, number)]
-    words = {"device": f'"{inbound.device}"', "arrival": [f'"{name}"' for name in inbound.devices]}
+    arrival = inbound.devices if host else inbound.arrival
+    words = {"device": f'"{inbound.device}"', "arrival": [f'"{name}"' for name in arrival]}
     words |= {"table": inbound_table_name(table), "together": _TOGETHER, "seed": _SEED}
     numbers = {"slots": SLOTS, "priority": _PRIORITY, "together_priority": _TOGETHER_PRIORITY}
     return templates().get_template("inbound.nft.j2").render(**words, **numbers, families=families, host=host)
@@ -171,6 +172,15 @@ def inbound_changes(table: str, before: Elements, after: Elements, *, host: bool
             removals += [f"delete element {family} {name} {which} {{ {', '.join(gone)} }}"] if gone else []
             additions += [f"add element {family} {name} {which} {{ {', '.join(come)} }}"] if come else []
     return "\n".join([*removals, *additions])
+
+
+def router_text(table: str, pools: Sequence[Pool], holders: Holders, inbound: Inbound) -> str:
+    """Return an nft file by which a router on the segment of the fleet hands packets to their owners."""
+    name = inbound_table_name(table)
+    elements = inbound_elements(pools, holders, None)
+    rules = render_inbound(table, pools, inbound, host=False)
+    filled = inbound_changes(table, {}, elements, host=False)
+    return f"table netdev {name}\ndelete table netdev {name}\n\n{rules}\n{filled}\n"
 
 
 def given_text(table: str, given: Mapping[Block, Address], seconds: int) -> str:

@@ -16,6 +16,7 @@ from nat_rewriter.pool import open_store
 from netns_lab.host import round_trip
 from netns_lab.running_agent import RunningAgent, wait_until
 from netns_lab.segment import (
+    NARROW_MTU,
     SEGMENT_LINK,
     SERVER,
     SERVER_6,
@@ -39,7 +40,7 @@ addresses = ["{shared}"]
 ports = "8192-16383"
 slice_size = 1024
 protocols = ["tcp", "udp", "icmp"]
-ttl_s = 5
+ttl_s = {ttl}
 hold_down_s = 1
 
 [[pool]]
@@ -48,7 +49,7 @@ addresses = ["{shared_6}"]
 ports = "8192-16383"
 slice_size = 512
 protocols = ["tcp", "udp", "icmp"]
-ttl_s = 5
+ttl_s = {ttl}
 hold_down_s = 1
 
 [store]
@@ -73,8 +74,8 @@ pools = ["six"]
 class Fleet:
     """Hosts with an agent each; the first one has a client behind it."""
 
-    def __init__(self, lab: Segment, directory: Path) -> None:
-        self.lab, self.store_path = lab, directory / "pools"
+    def __init__(self, lab: Segment, directory: Path, ttl_s: int = 30) -> None:
+        self.lab, self.store_path, self._ttl_s = lab, directory / "pools", ttl_s
         self.configs = [directory / f"h{number}.toml" for number in range(len(lab.hosts))]
         for number, path in enumerate(self.configs):
             path.write_text(self._text(number))
@@ -85,8 +86,8 @@ class Fleet:
 
     def _text(self, number: int) -> str:
         return CONFIG.format(
-            shared=SHARED, shared_6=SHARED_6, store=self.store_path, device=SEGMENT_LINK, peer=peer_address(number),
-            peer_6=peer_address_6(number),
+            ttl=self._ttl_s, shared=SHARED, shared_6=SHARED_6, store=self.store_path, device=SEGMENT_LINK,
+            peer=peer_address(number), peer_6=peer_address_6(number),
         )  # fmt: skip
 
     def natctl(self, number: int, *words: str, expect: int = 0) -> str:
@@ -177,3 +178,82 @@ def test_no_trace_where_it_only_passes(fleet: Fleet, shared: str, server: str) -
     assert traces(fleet, 0, family)
     assert not traces(fleet, 1, family)
     assert not traces(fleet, 2, family)
+
+
+def flow_of(fleet: Fleet, shared: str, server: str) -> str:
+    """Return what conntrack of the first host has of the client's TCP flows."""
+    return traces(fleet, 0, "ipv6" if ":" in shared else "ipv4")
+
+
+@pytest.mark.parametrize(("shared", "server"), ENDS, ids=["IPv4", "IPv6"])
+def test_path_mtu_of_a_client_behind_the_owner(fleet: Fleet, shared: str, server: str) -> None:
+    """What is too big for the last link is told to the shared address: the error gets to the client's socket."""
+    fleet.lab.deal_to([1, 2])
+    with fleet.lab.client.tcp_connect((server, TCP), timeout_s=10) as sock:
+        assert carries(sock, 100_000)
+        assert path_mtu(sock) == NARROW_MTU
+    local = (shared, fleet.owned(2, shared) + 3)
+    fleet.lab.deal_to([0, 1])
+    with fleet.lab.hosts[2].tcp_connect((server, TCP), src=local, timeout_s=10) as sock:
+        assert carries(sock, 100_000)
+        assert path_mtu(sock) == NARROW_MTU
+
+
+def carries(sock: socket.socket, size: int) -> bool:
+    """Tell whether an echo server sends back all of what is more than a segment."""
+    sock.sendall(b"z" * size)
+    back = 0
+    while back < size and (part := sock.recv(size)):
+        back += len(part)
+    return back == size
+
+
+def path_mtu(sock: socket.socket) -> int:
+    """Return what the kernel believes of a connected socket's way: IP_MTU, IPV6_MTU (linux/in.h, linux/in6.h)."""
+    if sock.family == socket.AF_INET6:
+        return sock.getsockopt(socket.IPPROTO_IPV6, 24)
+    return sock.getsockopt(socket.IPPROTO_IP, 14)
+
+
+@pytest.mark.parametrize(("shared", "server"), ENDS, ids=["IPv4", "IPv6"])
+def test_errors_reach_the_socket_they_are_about(fleet: Fleet, shared: str, server: str) -> None:
+    fleet.lab.deal_to([1, 2])
+    nobody = 9
+    for host, source in ((fleet.lab.client, None), (fleet.lab.hosts[0], (shared, fleet.owned(0, shared) + 9))):
+        with host.udp_connect((server, nobody), src=source) as sock:
+            sock.send(b"anybody?")
+            with pytest.raises(ConnectionRefusedError):
+                sock.recv(10)
+
+
+@pytest.mark.parametrize(("shared", "server"), ENDS, ids=["IPv4", "IPv6"])
+def test_echo_replies(fleet: Fleet, shared: str, server: str) -> None:
+    for number, host in enumerate(fleet.lab.hosts):
+        ident = fleet.owned(number, shared) + 11
+        assert all(host.ping(server, src=shared, ident=ident) for _ in range(3))
+    assert all(fleet.lab.client.ping(server) for _ in range(6))
+
+
+@pytest.mark.parametrize(("shared", "server"), ENDS, ids=["IPv4", "IPv6"])
+def test_fragments_meet_and_go_on_together(fleet: Fleet, shared: str, server: str) -> None:
+    """Each fragment goes to the next host; of each datagram they meet at one, often at none that they came to."""
+    for number, host in enumerate(fleet.lab.hosts):
+        with host.udp_connect((server, UDP), src=(shared, fleet.owned(number, shared) + 13)) as sock:
+            answers = [round_trip(sock, bytes([turn]) * (2000 + 999 * turn)) for turn in range(16)]
+            assert sum(answers) >= len(answers) - 1  # the first one may be too big for the path
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_hop_too_many(fleet: Fleet, family: int) -> None:
+    """A packet whose time is up is not handed over: it would have none left, or all of it again."""
+    shared, _ = ENDS[family == 6]
+    fleet.lab.deal_to([1])
+    capture = fleet.lab.hosts[0].capture(SEGMENT_LINK)
+    port = fleet.owned(0, shared) + 21
+    sock = fleet.lab.server.open_socket(socket.SOCK_DGRAM, socket.AF_INET6 if family == 6 else socket.AF_INET)
+    option = (socket.IPPROTO_IPV6, 16) if family == 6 else (socket.IPPROTO_IP, socket.IP_TTL)  # IPV6_UNICAST_HOPS
+    for hops, arrives in ((3, False), (4, True)):  # core and upstream take one each, the wrong host the last
+        sock.setsockopt(*option, hops)
+        sock.sendto(b"late", (shared, port + hops))
+        seen = capture.wait_for(lambda packet, at=port + hops: packet.tuple.dport == at, 3.0 if arrives else 0.5)
+        assert bool(seen) == arrives
