@@ -112,12 +112,19 @@ class LeaseEntries:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._asked = _AT_ONCE  # the last number of a question; those below belong to bulk requests
         self._socket = netlink.open_socket(lib.NETLINK_NETFILTER, _DOING)
         self._socket.setsockopt(lib.SOL_NETLINK, lib.NETLINK_EXT_ACK, 0)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, lib.SO_RCVBUFFORCE, _RECEIVE_BYTES)
         except PermissionError:  # of the initial namespace: then as much as anyone may have
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+        self._socket.bind((0, 0))  # the kernel chooses the port id
+
+    @property
+    def port_id(self) -> int:
+        """The port id of the netlink socket, by which the kernel says who deleted an entry."""
+        return int(self._socket.getsockname()[0])
 
     def close(self) -> None:
         """Close the netlink socket; entries stay until their timeout."""
@@ -159,6 +166,17 @@ class LeaseEntries:
             _refuse(codes, {errno.ENOENT})
             found += [_entry(answers[at]) if at in answers else None for at in range(len(some))]
         return found
+
+    def get_wire_port(self, way: Way, port: int) -> int | None:
+        """Return the port with which packets of the tuple leave this host; None where it has no entry."""
+        flow = ffi.new("struct nr_flow *")
+        with self._lock:
+            self._asked = (self._asked + 1) & 0xFFFFFFFF
+            request = _at_port(_question(way), port)
+            code = lib.nr_ask_flow(self._socket.fileno(), ffi.from_buffer(request), len(request), self._asked, flow)
+        if code not in (0, errno.ENOENT):
+            raise netlink.refusal(_DOING, code)
+        return int(flow.reply_dport) if code == 0 else None
 
     def _change(self, template: _Template, ports: Sequence[int], expected: set[int]) -> list[int]:
         return self._run([_at_port(template, port) for port in ports], expected)

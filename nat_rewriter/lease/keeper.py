@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from nat_rewriter.errors import NatctlError
+from nat_rewriter.kernel.lease_ends import Ends, LeaseEnds
 from nat_rewriter.kernel.lease_entries import Entry, LeaseEntries, Way
 
 PASSES_A_TERM = 3  # an entry is renewed when a third of its time is over
 _AT_ONCE = 64
+_NOTHING = Ends([], overrun=False)
 _log = logging.getLogger("nat_rewriter.lease")
 
 
@@ -26,16 +31,19 @@ class Keeper:
     """Renews entries before their time is over, so that they end soon after their process, whatever its end.
 
     An entry that is gone (deleted by hand, by a full table, or by a reset that met a socket which had taken it over) is
-    made again; ``lost`` is called where a NAT flow has the tuple by then. An entry that a TCP socket has taken over is
-    the kernel's to time.
+    made again when conntrack tells of it; where it could not tell, at the next look, after a third of the term at most.
+    ``lost`` is called where a NAT flow has the tuple by then. An entry that a TCP socket has taken over is the kernel's
+    to time. To be made before the entries that it keeps: what was made earlier may have no event.
     """
 
-    def __init__(self, entries: LeaseEntries, term_s: int, lost: Callable[[Way, int], None]) -> None:
+    def __init__(
+        self, entries: LeaseEntries, ends: LeaseEnds, term_s: int, lost: Callable[[Way, int], None]
+    ) -> None:  # fmt: skip
         self.mended = 0
-        self._entries, self._term_s, self._lost = entries, term_s, lost
+        self._entries, self._ends, self._term_s, self._lost = entries, ends, term_s, lost
         self._kept: dict[Way, set[int]] = {}
         self._lock = threading.Lock()  # held while entries are looked at and renewed: never for one that was let go
-        self._closed = threading.Event()
+        self._closing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
 
     def keep(self, way: Way, ports: Sequence[int]) -> None:
@@ -56,29 +64,49 @@ class Keeper:
 
     def close(self) -> None:
         """Stop; what is kept then ends with its time."""
-        self._closed.set()
+        os.eventfd_write(self._closing, 1)
         if self._thread is not None:
             self._thread.join()
-
-    def look_after(self) -> None:
-        """Look at all entries once."""
-        for held in self._portions():
-            for port in self._renew(held):
-                self._lost(held.way, port)
+        self._ends.close()
+        os.close(self._closing)
 
     def _run(self) -> None:
-        while not self._closed.wait(self._term_s / PASSES_A_TERM):
-            try:
-                self.look_after()
-            except NatctlError as error:  # the next pass tries again, before the time of any entry is over
-                _log.warning("leases could not be renewed: %s", error)
+        awaited = select.poll()
+        awaited.register(self._closing, select.POLLIN)
+        awaited.register(self._ends, select.POLLIN)
+        every_s = self._term_s / PASSES_A_TERM
+        due = time.monotonic() + every_s
+        while True:
+            ready = {descriptor for descriptor, _ in awaited.poll(max(0.0, due - time.monotonic()) * 1000)}
+            if self._closing in ready:
+                return
+            ended = self._ends.read() if ready else _NOTHING
+            if ended.overrun or time.monotonic() >= due:
+                due = time.monotonic() + every_s
+                self._look_after(self._all_kept())
+            elif ended.entries:
+                self._look_after(self._kept_of(ended.entries))
 
-    def _portions(self) -> Iterator[Held]:
+    def _look_after(self, some: Iterable[Held]) -> None:
+        """Look at entries once."""
+        try:
+            for held in _portions(some):
+                for port in self._renew(held):
+                    self._lost(held.way, port)
+        except NatctlError as error:  # the next pass tries again, before the time of any entry is over
+            _log.warning("leases could not be renewed: %s", error)
+
+    def _all_kept(self) -> list[Held]:
         with self._lock:
-            whole = [Held(way, tuple(ports)) for way, ports in self._kept.items()]
-        for held in whole:
-            for start in range(0, len(held.ports), _AT_ONCE):
-                yield Held(held.way, held.ports[start : start + _AT_ONCE])
+            return [Held(way, tuple(ports)) for way, ports in self._kept.items()]
+
+    def _kept_of(self, ended: Iterable[tuple[Way, int]]) -> list[Held]:
+        found: dict[Way, list[int]] = {}
+        with self._lock:
+            for way, port in ended:
+                if port in self._kept.get(way, ()):
+                    found.setdefault(way, []).append(port)
+        return [Held(way, ports) for way, ports in found.items()]
 
     def _renew(self, held: Held) -> list[int]:
         """Renew or mend the entries of these ports that are still kept; return those that are lost."""
@@ -107,3 +135,9 @@ class Keeper:
         self.mended += len(gone) - len(lost)
         self._kept[way].difference_update(lost)
         return lost
+
+
+def _portions(some: Iterable[Held]) -> Iterator[Held]:
+    for held in some:
+        for start in range(0, len(held.ports), _AT_ONCE):
+            yield Held(held.way, held.ports[start : start + _AT_ONCE])

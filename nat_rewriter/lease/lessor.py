@@ -12,6 +12,7 @@ from types import TracebackType
 from nat_rewriter.errors import ConnectFailed, LeaseLost, PermissionNeeded, SliceExhausted, UsageError
 from nat_rewriter.kernel import placeholders
 from nat_rewriter.kernel.connections import Connection, begin_at, begin_in_range
+from nat_rewriter.kernel.lease_ends import LeaseEnds
 from nat_rewriter.kernel.lease_entries import Entry, LeaseEntries, Way
 from nat_rewriter.lease.destinations import Destination, literal_address, resolve
 from nat_rewriter.lease.holding import begin, passed_over, reserve, stand_for
@@ -37,8 +38,9 @@ class Lessor:
     """Gives leases of the slices of a policy, in the network namespace of the thread that calls. Thread-safe.
 
     ``term_s``: how long at most a conntrack entry outlives a process that was killed. ``verify``: whether the port on
-    the wire is asked of conntrack after connecting, where the strategy does not keep NAT off; default: as far as
-    permitted. A context manager: closing it releases every lease.
+    the wire is asked of conntrack after connecting, as far as permitted, where the strategy does not keep NAT off;
+    default: for slices that rules of the policy rewrite packets into. A context manager: closing it releases every
+    lease.
 
     ::
 
@@ -46,14 +48,14 @@ class Lessor:
             sock = lease.connect()
     """
 
-    def __init__(self, policy: Policy, *, term_s: int = TERM_S, verify: bool = True) -> None:
+    def __init__(self, policy: Policy, *, term_s: int = TERM_S, verify: bool | None = None) -> None:
         if term_s < SHORTEST_TERM_S:
             raise UsageError("make lessor", f"expected a term of at least {SHORTEST_TERM_S} seconds", term_s)
         self.policy, self._term_s = policy, term_s
         self._slices = {each.name: each for each in policy.slices}
         self._lock = threading.Lock()
         split = policy.controller.coexist is Coexist.SPLIT
-        self._verify = verify and not split  # under split NAT never has a port that is for sockets
+        self._movable = _list_movable(policy, verify)
         self._ports = {each.name: each.socket_ranges if split else each.ranges for each in policy.slices}
         self._sizes = {name: sum(map(len, ranges)) for name, ranges in self._ports.items()}
         self._plans: dict[tuple[object, ...], Plan] = {}
@@ -194,7 +196,7 @@ class Lessor:
 
     def verify(self, lease: Lease) -> None:
         """Raise LeaseLost where the packets of a connection leave with another port than the leased one."""
-        if not self._verify or lease.strategy.against_nat or lease.way.protocol != "tcp":
+        if lease.strategy.against_nat or lease.slice.name not in self._movable or lease.way.protocol != "tcp":
             return
         with contextlib.suppress(PermissionNeeded):
             wire = self.wire_port(lease)
@@ -203,8 +205,7 @@ class Lessor:
 
     def wire_port(self, lease: Lease) -> int | None:
         """Return the port on the wire as conntrack has it, None where it has no entry of the connection."""
-        (entry,) = self._ask_entries().look(lease.way, [lease.port])
-        return entry.wire_port if entry else None
+        return self._ask_entries().get_wire_port(lease.way, lease.port)
 
     def take_back(self, ended: Sequence[Ended]) -> None:
         """Clear away what leases that are over had in the kernel, and put their ports at the end of the line."""
@@ -264,7 +265,7 @@ class Lessor:
         if not strategy.entry:
             held = stand_for(way, strategy, ports)
         else:
-            entries = self._ask_entries()
+            entries, keeper = self._ask_entries(), self._ask_keeper()
             reserved = reserve(entries, way, ports, self._term_s)
             held = {}
             try:
@@ -272,7 +273,7 @@ class Lessor:
             finally:
                 if len(held) < len(reserved):
                     entries.delete(way, [port for port in reserved if port not in held])
-            self._keep(way, list(held))
+            keeper.keep(way, list(held))
         leases = [Lease(self, owned, way, port, strategy, holder, pooled=pooled) for port, holder in held.items()]
         with self._lock:
             self._out.update(leases)
@@ -327,13 +328,13 @@ class Lessor:
                 self._entries = LeaseEntries()
             return self._entries
 
-    def _keep(self, way: Way, ports: Sequence[int]) -> None:
+    def _ask_keeper(self) -> Keeper:
         entries = self._ask_entries()
         with self._lock:
             if self._keeper is None:
-                self._keeper = Keeper(entries, self._term_s, self._lose)
-            keeper = self._keeper
-        keeper.keep(way, ports)
+                ends = LeaseEnds({each.address for each in self.policy.slices}, entries.port_id)
+                self._keeper = Keeper(entries, ends, self._term_s, self._lose)
+            return self._keeper
 
     def _lose(self, way: Way, port: int) -> None:
         with self._lock:
@@ -344,6 +345,16 @@ class Lessor:
     def _exhausted(self, owned: Slice, way: Way) -> SliceExhausted:
         towards = endpoint_text(way.dst, way.dport)
         return SliceExhausted(_ACQUIRE, f"no {way.protocol} port of slice {owned.name} is free towards", towards)
+
+
+def _list_movable(policy: Policy, verify: bool | None) -> frozenset[str]:
+    """Return the names of the slices whose sockets NAT may move to another port, as far as one wants to know."""
+    if verify is not None:
+        return frozenset(each.name for each in policy.slices) if verify else frozenset()
+    if policy.controller.coexist is Coexist.SPLIT:  # NAT never has a port that is for sockets
+        return frozenset()
+    rewritten = {each.name for rule in policy.snat for each in rule.slices}
+    return frozenset(rewritten | {rule.slice.name for rule in policy.dnat})
 
 
 def _may_have_entry(lease: Lease, before: State) -> bool:

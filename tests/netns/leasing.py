@@ -87,7 +87,7 @@ class Desk:
 
 
 @contextmanager
-def desk(lab: Lab, *, coexist: str = "confine", term_s: int = 15, verify: bool = True) -> Iterator[Desk]:
+def desk(lab: Lab, *, coexist: str = "confine", term_s: int = 15, verify: bool | None = None) -> Iterator[Desk]:
     """Yield a lessor on the egress host, whose configuration is applied already, and echo servers for it."""
     forget_flows(lab)
     policy = read_policy(configuration(lab.slices, coexist=coexist).encode(), "test")

@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from leasing import PORTS, SERVERS, SOFT, Desk, desk, forget_flows, newcomer, reset, works
+from leasing import CLIENTS, PORTS, SERVERS, SOFT, Desk, desk, forget_flows, newcomer, reset, sysctl, works
 
 from bench.coexist.settings import apply, configuration
 from nat_rewriter.errors import ConnectFailed, LeaseError, LeaseLost, NatctlError, SliceExhausted, UsageError
+from nat_rewriter.kernel import lease_ends
 from nat_rewriter.lease import STRATEGIES, Lease, Lessor, State, aio
 from netns_lab import Lab
 from netns_lab.enter import missing_privilege
@@ -51,6 +52,13 @@ def at(shared: Lab) -> Iterator[Desk]:
 def brief(shared: Lab) -> Iterator[Desk]:
     """A desk whose entries last two seconds if nobody renews them."""
     with desk(shared, term_s=TERM_S) as opened:
+        yield opened
+
+
+@pytest.fixture
+def rarely(shared: Lab) -> Iterator[Desk]:
+    """A desk whose keeper looks at entries every two hundred seconds, so that what is mended sooner is by events."""
+    with desk(shared, term_s=600) as opened:
         yield opened
 
 
@@ -86,13 +94,42 @@ def test_a_held_lease_outlives_its_term(brief: Desk, protocol: str) -> None:
 @FAMILIES
 @pytest.mark.parametrize("strategy", ["reservation", "complete"])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_an_entry_that_is_gone_is_made_again(brief: Desk, family: int, strategy: str, protocol: str) -> None:
-    with brief.acquire(strategy, family, protocol) as lease:
+def test_an_entry_that_is_gone_is_made_again_as_it_goes(
+    rarely: Desk, family: int, strategy: str, protocol: str
+) -> None:
+    with rarely.acquire(strategy, family, protocol) as lease:
+        delete_entries(rarely)
+        wait_until(lambda: rarely.lessor.mended == 1, "the entry is mended")
+        assert rarely.flow_of(lease) is not None
+        assert works(lease.connect())
+
+
+@pytest.mark.parametrize("strategy", ["reservation", "complete"])
+def test_an_entry_that_goes_without_an_event_is_made_again(brief: Desk, strategy: str) -> None:
+    with sysctl(brief.lab, "net.netfilter.nf_conntrack_events", 0), brief.acquire(strategy) as lease:
         delete_entries(brief)
         assert brief.flow_of(lease) is None
         wait_until(lambda: brief.flow_of(lease) is not None, "the entry is mended")
         assert brief.lessor.mended == 1
-        assert works(lease.connect())
+
+
+def test_all_entries_are_looked_at_when_events_were_lost(rarely: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_ends, "_RECEIVE_BYTES", 1)
+    leases = rarely.lessor.acquire_many("ams-1", rarely.to(), 10, strategy="reservation")
+    delete_entries(rarely)
+    wait_until(lambda: len(rarely.entries()) == 10, "the entries are mended")
+    assert not any(lease.lost for lease in leases)
+
+
+def test_what_others_and_the_lessor_itself_end_is_no_loss(rarely: Desk) -> None:
+    with rarely.acquire("reservation") as kept:
+        rarely.nat_flow(kept.port)
+        for _ in range(3):
+            rarely.acquire("reservation").release()
+        rarely.lab.egress.run(["conntrack", "-D", "-s", CLIENTS[4]])
+        delete_entries(rarely)
+        wait_until(lambda: rarely.lessor.mended == 1, "the entry is mended")
+    assert rarely.lessor.mended == 1
 
 
 def send_reset(lab: Lab, source: tuple[str, int], to: tuple[str, int]) -> None:
@@ -116,16 +153,17 @@ def test_a_stray_reset_does_not_end_a_reservation(at: Desk) -> None:
         assert wire != lease.port
 
 
-def test_a_reset_that_ends_an_entry_another_socket_has_taken_over_is_mended(brief: Desk) -> None:
-    brief.servers["tcp"].close()
-    with brief.acquire("reservation") as lease:
-        assert newcomer(brief.lab, lease) == errno.ECONNREFUSED
-        assert brief.flow_of(lease) is None
-        wait_until(lambda: brief.flow_of(lease) is not None, "the entry is mended")
+def test_a_reset_that_ends_an_entry_another_socket_has_taken_over_is_mended(rarely: Desk) -> None:
+    rarely.servers["tcp"].close()
+    with rarely.acquire("reservation") as lease:
+        assert newcomer(rarely.lab, lease) == errno.ECONNREFUSED
+        wait_until(lambda: rarely.lessor.mended == 1, "the entry is mended")
+        assert rarely.flow_of(lease) is not None
 
 
 def test_a_lease_whose_tuple_nat_has_taken_meanwhile_is_lost_and_says_so(brief: Desk) -> None:
-    with brief.acquire("complete", port=9003) as lease:
+    # Without events NAT has the time that it takes.
+    with sysctl(brief.lab, "net.netfilter.nf_conntrack_events", 0), brief.acquire("complete", port=9003) as lease:
         delete_entries(brief)
         assert brief.nat_flow(9003)[0] == 9003
         wait_until(lambda: lease.lost, "the loss is noticed")
@@ -165,7 +203,8 @@ def test_nothing_is_left_of_a_lease_that_was_only_held(at: Desk, strategy: str) 
     with at.acquire(strategy):
         pass
     assert (at.entries(), at.sockets(), at.lessor.list_leases()) == ([], [], [])
-    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the lessor's netlink socket
+    # The lessor's netlink sockets, for requests and for ends, and what wakes its keeper.
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
 
 
 @pytest.mark.parametrize("strategy", ["reservation", "fast-open", "tcp-repair", "complete"])

@@ -15,8 +15,9 @@ import pytest
 from leasing import PORTS, SOFT, Desk, desk, forget_flows, newcomer, reset, sysctl, works
 
 from bench.coexist.settings import apply, configuration
+from nat_rewriter.config import read_policy
 from nat_rewriter.errors import LeaseLost, SliceExhausted, UnsupportedFeature, UsageError
-from nat_rewriter.lease import STRATEGIES
+from nat_rewriter.lease import STRATEGIES, Lessor
 from netns_lab import Lab
 from netns_lab.capture import SYN
 from netns_lab.enter import missing_privilege
@@ -163,6 +164,23 @@ def test_without_verification_the_gap_shows(shared: Lab) -> None:
         sock = lease.connect()
         assert sock.getsockname()[1] == 9003
         assert lease.wire_port() != 9003
+
+
+@pytest.mark.parametrize("verify", [None, True])
+def test_where_no_rule_rewrites_into_a_slice_the_wire_is_asked_only_on_demand(shared: Lab, verify: bool | None) -> None:
+    without_rules = configuration(shared.slices).partition("[[snat]]")[0]
+    with (
+        desk(shared) as at,
+        Lessor(read_policy(without_rules.encode(), "test"), verify=verify) as lessor,
+        lessor.acquire("ams-1", at.to(), strategy="fast-open", port=9003) as lease,
+    ):
+        at.nat_flow(9003)  # by rules that this lessor does not know
+        if verify:
+            with pytest.raises(LeaseLost, match="a NAT flow has it, packets left from port"):
+                lease.connect()
+        else:
+            lease.connect()
+            assert lease.wire_port() != 9003
 
 
 def test_a_refused_claim_is_passed_over_where_nat_is_not_kept_off(lab: Lab) -> None:

@@ -14,7 +14,7 @@ from cffi import FFI
 HERE = Path(__file__).parent
 SOURCES = (
     "decode.c", "flows.c", "filter.c", "sockets.c", "receive.c", "pump.c", "slices.c", "uses.c", "sieve.c", "index.c",
-    "elements.c", "connect.c",
+    "elements.c", "connect.c", "ask.c",
 )  # fmt: skip
 
 DECLARED = ("core.h", "elements.h")  # what Python is given

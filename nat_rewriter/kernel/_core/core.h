@@ -158,6 +158,11 @@ int nr_decode_flows(const uint8_t *bytes, size_t length, const struct nr_context
 int nr_decode_sockets(const uint8_t *bytes, size_t length, const struct nr_context *context,
 		      struct nr_socket *records, size_t capacity, struct nr_progress *progress);
 
+/* Ask for one entry of conntrack: give a ready request its number, send it, to which the kernel answers before send(2)
+ * returns, and decode the answer; those to other numbers are passed over. Returns 0, or an errno: ENOENT where there is
+ * none. */
+int nr_ask_flow(int descriptor, uint8_t *request, size_t length, uint32_t number, struct nr_flow *flow);
+
 /* A netlink socket being read: datagrams that were received and not yet decoded stay in it between calls. */
 struct nr_receiver;
 struct nr_receiver *nr_receiver_new(int descriptor, unsigned int datagrams, size_t datagram_bytes);
