@@ -91,6 +91,9 @@ class Moving:
             self._give(move, held)
         elif move.stage is Stage.MOVED and move.taker == self._host and held:
             self._take(move, held)
+        elif move.stage is Stage.DONE and move.block in self.leaving:
+            self._apply()
+            self.leaving.discard(move.block)
 
     def _reply(self, move: Move, held: Held | None, busy: bool) -> None:
         """Say why not; or, as the taker, that it can begin."""
@@ -139,14 +142,12 @@ class Moving:
         return move.at(Stage.MOVED, _listed(ended), Count(len(flows), len(ended), left_out))
 
     def _let_go(self, move: Move, held: Held) -> None:
-        """Go on without a block that is another host's now."""
+        """Go on without a block that is another host's now; it is withdrawn when that host has it, or a step later."""
         self._unanswered.pop(move.token, None)
         held.until.pop(move.block, None)
         held.closed.discard(move.block)
         self._let_end(move, held)
         self._holdings.told("moved", held.pool, move.block, f"{move.count.sent} flows to {move.taker}")
-        self._apply()
-        self.leaving.discard(move.block)
 
     def _let_end(self, move: Move, held: Held) -> None:
         flows, _ = movable_flows(held.pool.slice_of(move.block))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from ipaddress import ip_address
@@ -13,7 +14,8 @@ from nat_rewriter.model.tuples import PROTOCOL_NAMES, FlowTuple
 
 _READ = "read flows"
 _STATUS = {name: bit for bit in Status for name in bit.names()}
-_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()}
+_PROTOCOLS = frozenset(PROTOCOL_NAMES.values())
+_address = functools.lru_cache(1 << 16)(ip_address)  # many flows have few addresses
 
 
 class ListedFlow(NamedTuple):
@@ -41,14 +43,14 @@ def _listed(line: str, number: int) -> ListedFlow:
 
 def _flow(told: dict[str, Any]) -> Flow:
     protocol, state = told["protocol"], told.get("state")
-    if protocol not in _NUMBERS:
+    if protocol not in _PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}")
     if (state is not None) != (protocol == "tcp") or (state is not None and state not in TCP_STATES):
         raise ValueError(f"state {state!r} of {protocol}")
     return Flow(
         _tuple(told["original"], protocol),
         _tuple(told["reply"], protocol),
-        _status(told["status"]),
+        _status(tuple(told["status"])),
         id=0,
         zone=_number(told.get("zone", 0), 0xFFFF),
         mark=_number(told.get("mark", 0), 0xFFFFFFFF),
@@ -58,7 +60,7 @@ def _flow(told: dict[str, Any]) -> Flow:
 
 
 def _tuple(told: dict[str, Any], protocol: str) -> FlowTuple:
-    src, dst = ip_address(told["src"]), ip_address(told["dst"])
+    src, dst = _address(told["src"]), _address(told["dst"])
     if src.version != dst.version:
         raise ValueError(f"{src} to {dst}")
     if protocol in ("icmp", "icmpv6"):
@@ -67,7 +69,8 @@ def _tuple(told: dict[str, Any], protocol: str) -> FlowTuple:
     return FlowTuple(protocol, src, _number(told["sport"], 0xFFFF), dst, _number(told["dport"], 0xFFFF))
 
 
-def _status(names: list[str]) -> Status:
+@functools.lru_cache
+def _status(names: tuple[str, ...]) -> Status:
     found = Status(0)
     for name in names:
         if name not in _STATUS:

@@ -111,14 +111,15 @@ def pair() -> Iterator[Pair]:
 
 
 class Flow:
-    """One flow that asks an echo server again and again, and checks each answer."""
+    """One flow that asks an echo server again and again, and checks each answer; ``longest_s``: it waited for one."""
 
     def __init__(self, sock: socket.socket, number: int) -> None:
         self.sock, self.number, self.answers = sock, number, 0
-        self.due = 0.0
-        self._left = b""
+        self.due, self.longest_s = 0.0, 0.0
+        self._left, self._asked = b"", 0.0
 
     def ask(self) -> None:
+        self._asked = time.monotonic()
         self._left = f"{self.number}:{self.answers};".encode() * 8
         self.sock.send(self._left)
 
@@ -129,6 +130,7 @@ class Flow:
         self._left = self._left[len(heard) :]
         if not self._left:
             self.answers += 1
+            self.longest_s = max(self.longest_s, now - self._asked)
             self.due = now + _PAUSE_S
 
 
