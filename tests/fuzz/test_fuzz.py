@@ -1,62 +1,67 @@
-"""The C decoder under AddressSanitizer and UBSan, on captured messages spoilt in a great many ways.
-
-``NATCTL_FUZZ_EXECUTIONS`` sets how many (by default some seconds' worth); before a release it is ten million.
-"""
+"""What reads bytes that nobody vouches for, on bytes spoilt in a great many ways: the C decoder, and the handshakes."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
+import base64
 from pathlib import Path
 
-import pytest
+from fuzzing import HERE, ROOT, Target, has_clang, needs_gcc
 
-HERE = Path(__file__).parent
-CORE = HERE.parents[1] / "nat_rewriter" / "kernel" / "_core"
-MESSAGES = HERE.parent / "unit" / "messages"
-DECODERS = [CORE / name for name in ("decode.c", "flows.c", "filter.c", "sockets.c")]
-FLAGS = ["-g", "-O1", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fno-sanitize-recover=all", f"-I{CORE}"]
-EXECUTIONS = os.environ.get("NATCTL_FUZZ_EXECUTIONS", "100000")
-# A decoder that stands still must not keep the tests from ending: they do some 30,000 executions a second.
-TIMEOUT_S = 60 + int(EXECUTIONS) / 500
+DECODER = Target(
+    "decode.c", ROOT / "nat_rewriter" / "kernel" / "_core", ("decode.c", "flows.c", "filter.c", "sockets.c")
+)
+HANDSHAKE = Target(
+    "handshake.c",
+    ROOT / "nat_rewriter" / "proxy" / "_core",
+    ("socks.c", "http.c", "handshake.c", "proxy_header.c"),
+    ["-Wl,--wrap=recv"],
+)
 
 
-@pytest.fixture
-def seeds(tmp_path: Path) -> Path:
-    """A directory of the captured messages as plain bytes."""
-    directory = tmp_path / "seeds"
-    directory.mkdir()
-    for source in MESSAGES.glob("*.hex"):
+def captured_messages() -> dict[str, bytes]:
+    """Netlink messages as the kernel sent them."""
+    found = {}
+    for source in (HERE.parent / "unit" / "messages").glob("*.hex"):
         lines = [line for line in source.read_text(encoding="ascii").splitlines() if not line.startswith("#")]
-        (directory / source.stem).write_bytes(bytes.fromhex("".join(lines)))
-    return directory
+        found[source.stem] = bytes.fromhex("".join(lines))
+    return found
 
 
-def build(compiler: str, sanitizers: str, target: Path, *sources: Path) -> None:
-    command = [compiler, *FLAGS, f"-fsanitize={sanitizers}", "-o", str(target), *map(str, sources)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def sound_requests() -> dict[str, bytes]:
+    """What clients of the proxy say, behind the four bytes that say how handshake.c is to take it."""
+    socks, by_name, ipv6 = (
+        b"\x05\x01\x00\x05\x01\x00",
+        b"\x03\x0bexample.org\x01\xbb",
+        b"\x04" + bytes(16) + b"\x01\xbb",
+    )
+    password = b"\x05\x01\x02\x01\x07crawler\x0dcorrect horse\x05\x01\x00\x01\xcb\x00\x71\x01\x01\xbb"
+    credentials = base64.b64encode(b"crawler:correct horse")
+    return {
+        "socks-name": b"\x00\x00\x03\x01" + socks + by_name + b"early",
+        "socks-ipv6": b"\x00\x01\x07\x01" + socks + ipv6,
+        "socks-password": b"\x02\x02\x05\x01" + password,
+        "socks-longest": b"\x04\x00\x3f\x01\x05\x01\x02\x01\xff" + b"u" * 255 + b"\xff" + b"p" * 255,
+        "connect": b"\x01\x00\x09\x01CONNECT 203.0.113.1:443 HTTP/1.1\r\n\r\nearly",
+        "connect-ipv6": b"\x01\x01\x09\x01CONNECT [2001:db8::1]:443 HTTP/1.0\r\nHost: x\r\n\r\n",
+        "connect-password": b"\x03\x02\x09\x01CONNECT example.org:443 HTTP/1.1\r\nProxy-Authorization: Basic "
+        + credentials + b"\r\n\r\n",
+    }  # fmt: skip
 
 
-def execute(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout + done.stderr
+@needs_gcc
+def test_spoilt_messages_give_records_or_a_problem(tmp_path: Path) -> None:
+    DECODER.mutate(tmp_path, captured_messages())
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
-def test_spoilt_messages_give_records_or_a_problem(tmp_path: Path, seeds: Path) -> None:
-    program = tmp_path / "mutate"
-    build("gcc", "address,undefined", program, *DECODERS, HERE / "decode.c", HERE / "mutate.c")
-    printed = execute(str(program), EXECUTIONS, *(str(seed) for seed in sorted(seeds.iterdir())))
-    assert f"{EXECUTIONS} executions" in printed
+@needs_gcc
+def test_spoilt_requests_end_in_one_way_however_they_come(tmp_path: Path) -> None:
+    HANDSHAKE.mutate(tmp_path, sound_requests())
 
 
-if shutil.which("clang"):  # a large package that nobody needs otherwise: no test where it is not
+if has_clang:
 
-    def test_libfuzzer_finds_nothing(tmp_path: Path, seeds: Path) -> None:
-        program = tmp_path / "fuzz"
-        build("clang", "fuzzer,address,undefined", program, *DECODERS, HERE / "decode.c")
-        limits = (f"-runs={EXECUTIONS}", "-max_len=8192", f"-artifact_prefix={tmp_path}/")
-        assert f"Done {EXECUTIONS} runs" in execute(str(program), *limits, str(seeds))
+    def test_libfuzzer_finds_nothing_in_the_decoder(tmp_path: Path) -> None:
+        DECODER.search(tmp_path, captured_messages())
+
+    def test_libfuzzer_finds_nothing_in_the_handshakes(tmp_path: Path) -> None:
+        HANDSHAKE.search(tmp_path, sound_requests())

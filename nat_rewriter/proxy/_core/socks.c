@@ -56,7 +56,7 @@ static int read_password(struct relay_answer *answer, const uint8_t *data, uint3
     uint32_t name = data[1], secret = data[2 + name];
     if (length < 3 + name + secret)
         return RELAY_MORE;
-    bool known = same_text(data + 2, name, username) & same_text(data + 3 + name, secret, password);
+    unsigned known = (unsigned)same_text(data + 2, name, username) & (unsigned)same_text(data + 3 + name, secret, password);
     answer->used = 3 + name + secret;
     answer->stage = STAGE_REQUEST;
     if (known)
