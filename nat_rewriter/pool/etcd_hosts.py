@@ -140,6 +140,8 @@ class _Watching(HoldersWatch):
                     return
         except StateError as error:
             told.put(error)
+        finally:
+            told.put(StateError("watch the store", "nobody listens any more"))
 
     def _take_up(self, known: _Known, told: Told) -> None:
         if isinstance(told, StateError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -21,28 +20,10 @@ from nat_rewriter.model.moves import Count, Move, Stage
 from nat_rewriter.model.pools import Block, Pool, StoreAddress
 from nat_rewriter.model.slices import PortRange
 from nat_rewriter.pool import PoolStore, open_store
-from netns_lab.etcd_cluster import etcd_server
 
 FOUR, SIX = ip_address("198.51.100.10"), ip_address("2001:db8:100::10")
 POOL = Pool("ams", (FOUR, SIX), PortRange(8192, 16383), 1024, per_host=6, ttl_s=5, hold_down_s=60)
 Opener = Callable[[], PoolStore]
-
-
-@pytest.fixture(scope="session")
-def etcd_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    if not shutil.which("etcd"):
-        pytest.skip("needs etcd: apt-get install etcd-server")
-    with etcd_server(tmp_path_factory.mktemp("etcd")) as port:
-        yield port
-
-
-@pytest.fixture(params=["sqlite", "etcd"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> StoreAddress:
-    """Where an empty store is."""
-    if request.param == "sqlite":
-        return StoreAddress("sqlite", str(tmp_path / "pools.sqlite"))
-    port = request.getfixturevalue("etcd_port")
-    return StoreAddress("etcd", endpoints=(("127.0.0.1", port),), prefix=f"natctl-{secrets.token_hex(4)}")
 
 
 @pytest.fixture
