@@ -19,6 +19,7 @@
         ├── NftError                             exit 1   libnftables refused, or answered garbage
         │   └── LibraryCrashed                   exit 1   its process crashed or hung: done wholly, or not at all
         ├── NetlinkError                         exit 1
+        │   └── RulesetMoved                     exit 1   not the ruleset any more that a change was made for
         └── PermissionNeeded                     exit 4   names the capability
 
 The text of every error is ``operation: reason: 'value'`` in lower case, followed by the expected form where
@@ -151,6 +152,10 @@ class LibraryCrashed(NftError):
 
 class NetlinkError(KernelError):
     """A netlink request was refused."""
+
+
+class RulesetMoved(NetlinkError):
+    """Somebody else has changed a ruleset of the network namespace meanwhile: nothing was done."""
 
 
 class PermissionNeeded(KernelError):

@@ -83,7 +83,8 @@ def _ways(place: Path, count: int, family: int) -> dict[str, Callable[[], Took]]
 
 
 def _resident(place: Path, times: int) -> list[Took]:
-    command = [sys.executable, "-m", "bench.apply.resident", str(place / "a.toml"), str(place / "b.toml"), str(times)]
+    files = (str(place / name) for name in ("a.toml", "b.toml", "state"))
+    command = [sys.executable, "-m", "bench.apply.resident", *files, str(times)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return [Took(float(line) / 1000, 0.0) for line in done.stdout.split()]
 

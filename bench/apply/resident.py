@@ -1,28 +1,38 @@
-"""A process that stays, and is told one policy after another: what a change of one slice costs it."""
+"""A process that stays, and is told to apply one configuration after another: what a change of one slice costs it."""
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from pathlib import Path
 
+from nat_rewriter.cli.state import warn
 from nat_rewriter.config import read_policy
-from nat_rewriter.controller.resident import Resident
-from nat_rewriter.kernel.nft import KernelNft
+from nat_rewriter.controller.apply import apply_configuration
+from nat_rewriter.controller.edit import apply_edit
+from nat_rewriter.controller.generations import GenerationLog, place_of
+from nat_rewriter.model.generations import Configuration
 
 
 def main() -> None:
-    """Print the milliseconds of each change between two configurations, which are in force in turns."""
-    first, second, times = read_policy(Path(sys.argv[1])), read_policy(Path(sys.argv[2])), int(sys.argv[3])
-    with KernelNft() as nft:
-        resident = Resident(nft)
-        resident.apply(first)
-        for number in range(times):
-            began = time.perf_counter()
-            applied = resident.apply(first if number % 2 else second)
-            took_s = time.perf_counter() - began
-            if not applied.transaction:
-                raise SystemExit("a change of a slice that changes nothing")
+    """Print the milliseconds of each change between two files, in force in turns: read, applied and logged."""
+    paths, state, times = (Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3]), int(sys.argv[4])
+    text = paths[0].read_bytes()
+    policy = read_policy(text)
+    log = GenerationLog(place_of(state, policy.controller.table))
+    apply_configuration(Configuration(text, str(paths[0]), policy), log, warn)
+    known = None
+    gc.freeze()
+    for number in range(1, times + 2):
+        path = paths[number % 2]
+        began = time.perf_counter()
+        edited = apply_edit(path.read_bytes(), str(path), log, warn, known=known)
+        took_s = time.perf_counter() - began
+        if edited is None or not edited.sets:
+            raise SystemExit("a change of a slice that is not applied as such")
+        known = edited.in_force
+        if number > 1:  # the first one reads what is in force
             print(f"{took_s * 1000:.3f}", flush=True)
 
 

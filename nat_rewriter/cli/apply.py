@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nat_rewriter.cli.env import Env, common_options
-from nat_rewriter.cli.state import find_log, log_of, read_configuration, state_option, table_option, warn
+from nat_rewriter.cli.state import find_log, known_log, log_of, read_configuration, state_option, table_option, warn
+from nat_rewriter.config.source import read_bytes
 from nat_rewriter.errors import EXIT_DONE, UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from nat_rewriter.controller.generations import GenerationLog
     from nat_rewriter.controller.intent import Change
     from nat_rewriter.model.generations import Configuration
+    from nat_rewriter.plan import SetChange
 
 PREVIOUS = "previous"
 
@@ -106,6 +109,13 @@ class ApplyOptions:
     table: str | None
     state: Path | None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a configuration is to be applied at once, and nothing else."""
+        return not (self.confirmed or self.rollback or self.dry_run or self.sysctls) and (
+            self.confirm_s is None and self.drain_s is None
+        )
+
     def check(self) -> None:
         """Refuse options that do not go together."""
         given = {
@@ -130,6 +140,8 @@ def _apply(env: Env, options: ApplyOptions) -> int:
     gc.disable()  # ten thousand slices are a million objects, none of them garbage before the end
     if options.confirmed:
         return confirm(find_log(env, options.state, options.table).place.table)
+    if options.is_plain and not (env.json or env.verbosity > 0) and _apply_edit(env, options):
+        return EXIT_DONE
     if options.rollback is None:
         configuration = read_configuration(env)
         log = log_of(options.state, configuration.table)
@@ -149,6 +161,20 @@ def _apply(env: Env, options: ApplyOptions) -> int:
     if options.sysctls:
         _set_sysctls(env, configuration, log)
     return EXIT_DONE
+
+
+def _apply_edit(env: Env, options: ApplyOptions) -> bool:
+    """Apply what was edited since the configuration in force, without reading the rest; False where that needs more."""
+    from nat_rewriter.controller.edit import apply_edit
+
+    if env.config_path == "-" or (log := known_log(options.state)) is None:
+        return False
+    edited = apply_edit(read_bytes(Path(env.config_path)), env.config_path, log, warn, options.wait_s)
+    if edited is None:
+        return False
+    if not env.quiet:
+        click.echo(_line(log.place.table, "update" if edited.sets else "none", edited.sets))
+    return True
 
 
 def _apply_at_once(env: Env, configuration: Configuration, log: GenerationLog, wait_s: float) -> None:
@@ -228,9 +254,12 @@ def print_applied(env: Env, applied: Applied, configuration: Configuration, log:
 
 def summary(change: Change) -> str:
     """Return in a line what was done to the table."""
+    return _line(change.wanted.table, change.action, change.sets)
+
+
+def _line(table: str, action: str, sets: Sequence[SetChange]) -> str:
     words = {"none": "up to date", "create": "created", "rebuild": "rebuilt", "update": "updated"}
-    sets = change.sets
     added = sum(len(one.added) for one in sets)
     removed = sum(len(one.removed) for one in sets)
     counts = f": {added} elements added, {removed} removed" if added or removed else ""
-    return f"table inet {change.wanted.table}: {words[change.action]}{counts}"
+    return f"table inet {table}: {words[action]}{counts}"

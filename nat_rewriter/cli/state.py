@@ -43,17 +43,22 @@ def log_of(state: Path | None, table: str) -> GenerationLog:
     return GenerationLog(place_of(state, table))
 
 
+def known_log(state: Path | None) -> GenerationLog | None:
+    """Return the generations of the one table that has any; None where there is no such table, or another as well."""
+    from nat_rewriter.controller.generations import list_tables
+
+    known = list_tables(state)
+    return log_of(state, known[0]) if len(known) == 1 else None
+
+
 def find_log(env: Env, state: Path | None, table: str | None) -> GenerationLog:
     """Return the generations of the one table that has any, else of the table that is named or configured.
 
     So they can be read, and gone back to, with a configuration that is broken.
     """
-    from nat_rewriter.controller.generations import list_tables
-
-    if table is None:
-        known = list_tables(state)
-        table = known[0] if len(known) == 1 else env.policy().controller.table
-    return log_of(state, table)
+    if table is None and (log := known_log(state)):
+        return log
+    return log_of(state, table or env.policy().controller.table)
 
 
 def warn(text: str) -> None:

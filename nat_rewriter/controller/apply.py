@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from nat_rewriter.controller.confirmation import Guardian, Word, decide
 from nat_rewriter.controller.generations import GenerationLog, Record, Warn
+from nat_rewriter.controller.in_force import keep_in_force
 from nat_rewriter.controller.intent import Change, read_change, run_change
 from nat_rewriter.controller.marking import unmark_all
 from nat_rewriter.controller.sysctls import restore_sysctls
 from nat_rewriter.controller.way_back import find_way_back
-from nat_rewriter.errors import NatctlError
+from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.kernel.confirm_socket import is_waiting
 from nat_rewriter.kernel.inbound import Handover
 from nat_rewriter.kernel.lock import table_lock
@@ -73,6 +74,8 @@ def apply_configuration(
         waiting = is_waiting(configuration.table)
         if not waiting:
             generation = _run_recorded(change, configuration, Record(log, warn), nft, confirm)
+            if confirm is None:
+                _note_in_force(configuration, generation.number if generation else previous, log, nft)
     if not waiting:
         return Applied(change, generation, previous)
     if change.transaction:
@@ -97,6 +100,14 @@ def _run_recorded(
     if guarded:
         guarded.guardian.start(guarded.seconds)
     return record.generation
+
+
+def _note_in_force(configuration: Configuration, number: int | None, log: GenerationLog, nft: KernelNft) -> None:
+    """Note what has been applied, so that the next edit of it need not read all again."""
+    ruleset = nft.undisturbed()
+    if number is not None and ruleset is not None and log.configuration_text(number) == configuration.text:
+        with suppress(StateError):
+            keep_in_force(log, configuration.text, number, ruleset)
 
 
 def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:

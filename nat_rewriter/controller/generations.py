@@ -1,7 +1,8 @@
 """The generations of a table on disk: configuration, ruleset, who, when, and what became of each.
 
 A generation is three files of one number: ``7.json`` for what is said of it, written last and replaced when its outcome
-is known, and ``7.toml.gz`` and ``7.nft.gz`` for the configuration as it was read and the ruleset that it meant.
+is known, and ``7.toml.gz`` and ``7.nft.gz`` for the configuration as it was read and the ruleset that it meant. One
+that came from another by small edits has ``7.edits-4.json`` in their place, for what was edited since generation 4.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import gzip
 import json
 import os
 import pwd
+import re
 import shlex
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nat_rewriter import __version__
+from nat_rewriter import __version__, render
 from nat_rewriter.config import read_policy
+from nat_rewriter.config.edit import Edit
 from nat_rewriter.errors import Interrupted, LibraryCrashed, NatctlError, StateError
 from nat_rewriter.kernel import store
 from nat_rewriter.kernel.netns_names import name_of_current
@@ -29,7 +32,9 @@ from nat_rewriter.model.generations import Actor, Configuration, Generation, Out
 from nat_rewriter.model.policy import Policy
 
 KEPT = 50
+MOST_EDITS = 32  # after so many a configuration is kept whole again
 _BULK = ("toml.gz", "nft.gz")
+_EDITS = re.compile(r"(\d+)\.edits-(\d+)\.json")
 # A generation whose outcome says that it came and that nothing replaced it by itself.
 _STANDS = (Outcome.APPLIED, Outcome.UNCONFIRMED)
 
@@ -66,10 +71,16 @@ class GenerationLog:
 
     def configuration_text(self, number: int) -> bytes:
         """Return the configuration of a generation as it was read; empty for a removal."""
-        return self._bulk(number, "toml.gz")
+        root, edits = self._edits_of(number)
+        text = self._bulk(root, "toml.gz")
+        for edit in edits:
+            text = edit.of(text)
+        return text
 
     def ruleset_text(self, number: int) -> str:
-        """Return the ruleset of a generation, as text that `nft -f` loads."""
+        """Return the ruleset of a generation, as text that `nft -f` loads; raise ConfigError as configuration()."""
+        if number in _roots(store.list_names(self.place.directory)):
+            return render.ruleset_text(self.configuration(number).policy)
         return self._bulk(number, "nft.gz").decode()
 
     def configuration(self, number: int) -> Configuration:
@@ -114,7 +125,31 @@ class GenerationLog:
 
     def begin(self, configuration: Configuration | None, action: str, ruleset: str) -> Generation:
         """Keep a generation that is about to be applied (None: removed), and forget the oldest ones."""
-        generation = Generation(
+        source, text = (configuration.source, configuration.text) if configuration else ("", b"")
+        generation = self._new(action, source, configuration.rolled_back_to if configuration else None)
+        for suffix, content in zip(_BULK, (text, ruleset.encode()), strict=True):
+            store.write_file(self._path(generation.number, suffix), gzip.compress(content, 1, mtime=0))
+        self._write(generation)
+        self._forget_oldest()
+        return generation
+
+    def begin_edit(self, of: int, edit: Edit, source: str) -> Generation:
+        """Keep a generation that is about to be applied, and is another one but for an edit."""
+        root, edits = self._edits_of(of)
+        generation = self._new("update", source)
+        edits.append(edit)
+        if len(edits) > MOST_EDITS:
+            root, edits, text = generation.number, [], edit.of(self.configuration_text(of))
+            store.write_file(self._path(root, _BULK[0]), gzip.compress(text, 1, mtime=0))
+        fields = [[one.first, one.last, one.new.decode()] for one in edits]
+        store.write_file(self._path(generation.number, f"edits-{root}.json"), json.dumps(fields).encode())
+        self._write(generation)
+        self._forget_oldest()
+        return generation
+
+    def _new(self, action: str, source: str, rolled_back_to: int | None = None) -> Generation:
+        store.make_directory(self.place.directory)
+        return Generation(
             number=max(self._numbers(), default=0) + 1,
             time=datetime.now(UTC),
             action=action,
@@ -122,17 +157,10 @@ class GenerationLog:
             actor=current_actor(),
             netns=self.place.netns,
             table=self._table,
-            source=configuration.source if configuration else "",
+            source=source,
             natctl=__version__,
-            rolled_back_to=configuration.rolled_back_to if configuration else None,
+            rolled_back_to=rolled_back_to,
         )
-        store.make_directory(self.place.directory)
-        contents = configuration.text if configuration else b"", ruleset.encode()
-        for suffix, content in zip(_BULK, contents, strict=True):
-            store.write_file(self._path(generation.number, suffix), gzip.compress(content, 1, mtime=0))
-        self._write(generation)
-        self._forget_oldest()
-        return generation
 
     def finish(self, generation: Generation, outcome: Outcome, reason: str | None = None) -> Generation:
         """Keep what became of a generation."""
@@ -145,8 +173,7 @@ class GenerationLog:
         return self.place.table
 
     def _numbers(self) -> list[int]:
-        stems = (Path(name) for name in store.list_names(self.place.directory))
-        return sorted(int(path.stem) for path in stems if path.suffix == ".json" and path.stem.isdecimal())
+        return _numbers_in(store.list_names(self.place.directory))
 
     def _path(self, number: int, suffix: str) -> Path:
         return self.place.directory / f"{number}.{suffix}"
@@ -168,18 +195,54 @@ class GenerationLog:
         if content is None:
             raise StateError("read state", "does not exist", path)
         try:
-            return gzip.decompress(content)
+            return gzip.decompress(content) if suffix.endswith(".gz") else content
         except (OSError, EOFError, zlib.error):
             raise StateError("read state", "is damaged", path) from None
 
+    def _edits_of(self, number: int) -> tuple[int, list[Edit]]:
+        """Return the generation whose configuration is kept whole, and the edits from there."""
+        root = _roots(store.list_names(self.place.directory)).get(number)
+        if root is None:
+            return number, []
+        content = self._bulk(number, f"edits-{root}.json")
+        try:
+            return root, [Edit(first, last, new.encode()) for first, last, new in json.loads(content)]
+        except (ValueError, TypeError, AttributeError):
+            raise StateError("read state", "is damaged", self._path(number, f"edits-{root}.json")) from None
+
     def _forget_oldest(self) -> None:
         """Keep the last ones; and the two that were applied last, however many failed after them."""
-        generations = self.list_generations()
-        needed = [one.number for one in generations if one.outcome is Outcome.APPLIED][-2:]
-        for number in self._numbers()[:-KEPT]:
-            if number not in needed:
-                store.remove_files(self._path(number, suffix) for suffix in ("json", *_BULK))
+        names = store.list_names(self.place.directory)
+        numbers, roots = _numbers_in(names), _roots(names)
+        if len(numbers) > KEPT:
+            kept = {*numbers[-KEPT:], *self._applied_last(numbers)}
+            kept |= {roots[number] for number in kept if number in roots}
+            for number in set(numbers) - kept:
+                suffixes = ("json", *_BULK, f"edits-{roots.get(number)}.json")
+                store.remove_files(self._path(number, suffix) for suffix in suffixes)
         store.remove_drafts(self.place.directory)
+
+    def _applied_last(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Yield the two generations that were applied last."""
+        left = 2
+        for number in reversed(numbers):
+            found = self._read(number)
+            if found and found.outcome is Outcome.APPLIED:
+                yield number
+                left -= 1
+                if not left:
+                    return
+
+
+def _numbers_in(names: Iterable[str]) -> list[int]:
+    stems = (Path(name) for name in names)
+    return sorted(int(path.stem) for path in stems if path.suffix == ".json" and path.stem.isdecimal())
+
+
+def _roots(names: Iterable[str]) -> dict[int, int]:
+    """Return which generation an edited one was edited from, by the names of their files."""
+    found = (_EDITS.fullmatch(name) for name in names)
+    return {int(match[1]): int(match[2]) for match in found if match}
 
 
 @dataclass(slots=True)
@@ -192,10 +255,20 @@ class Record:
 
     def begin(self, configuration: Configuration | None, action: str, ruleset: Callable[[], str]) -> None:
         """Keep the generation, unless it is the current one in everything."""
-        try:
+        with self._kept():
             if action == "none" and configuration and self._is_current(configuration):
                 return
             self.generation = self.log.begin(configuration, action, ruleset())
+
+    def begin_edit(self, of: int, edit: Edit, source: str) -> None:
+        """Keep a generation that is another one but for an edit."""
+        with self._kept():
+            self.generation = self.log.begin_edit(of, edit, source)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
         except StateError as error:
             self.warn(f"this generation is not kept: {error}")
 

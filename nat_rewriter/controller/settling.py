@@ -18,6 +18,7 @@ from nat_rewriter.plan import SetChange
 from nat_rewriter.render.table import SETTLED
 
 PROTOCOLS: Mapping[str, int] = {"tcp": 6, "udp": 17}
+_MOST_ADDRESSES = 4  # the kernel compares one address a dump: beyond it, one dump of everything is quicker
 
 
 def lasting(elements: Elements) -> Elements:
@@ -52,14 +53,22 @@ def settle(wanted: Ruleset, slices: Sequence[Slice], nft: Nft, settled: Collecti
     ``settled`` are those that do so already. Where conntrack cannot be asked, the guard goes on to look.
     """
     asked = [name for name in PROTOCOLS if name not in settled]
-    if SETTLED not in wanted.elements or not asked:
-        return
+    if SETTLED in wanted.elements and (found := strayless(asked, slices)):
+        nft.run(Transaction((AddElements(wanted.table, SETTLED, dict.fromkeys(found, "")),)))
+
+
+def strayless(asked: Sequence[str], slices: Sequence[Slice]) -> Sequence[str]:
+    """Return those of the protocols that have no flow from an address of the slices outside of these; all are complete.
+
+    None where conntrack cannot be asked.
+    """
+    if not asked:
+        return ()
     try:
         strays = stray_protocols(slices)
     except NatctlError:
-        return
-    if found := [name for name in asked if PROTOCOLS[name] not in strays]:
-        nft.run(Transaction((AddElements(wanted.table, SETTLED, dict.fromkeys(found, "")),)))
+        return ()
+    return [name for name in asked if PROTOCOLS[name] not in strays]
 
 
 def owned_slices(elements: Elements) -> list[Slice]:
@@ -79,11 +88,23 @@ def stray_protocols(slices: Sequence[Slice]) -> set[int]:
 
     Raises NetlinkError, PermissionNeeded.
     """
-    from nat_rewriter.detect.ownership import NOBODY, SliceIndex
-    from nat_rewriter.kernel.conntrack import dump
+    from nat_rewriter.kernel.conntrack_dumps import EVERYTHING, dump_bytes
+    from nat_rewriter.kernel.conntrack_requests import FlowFilter, TupleFilter
 
-    flows, index = dump(), SliceIndex(slices)
     # Where a flow's own packets come from once they have been rewritten: where its answers go.
+    addresses = {owned.address for owned in slices}
+    wanted = [FlowFilter(reply=TupleFilter(dst=each)) for each in addresses]
+    found = b"".join(map(dump_bytes, wanted if len(wanted) <= _MOST_ADDRESSES else (EVERYTHING,)))
+    return _strays(found, slices) if found else set()
+
+
+def _strays(found: bytes, slices: Sequence[Slice]) -> set[int]:
+    import numpy as np
+
+    from nat_rewriter.detect.ownership import NOBODY, SliceIndex
+    from nat_rewriter.kernel.conntrack_records import FLOW_DTYPE
+
+    flows, index = np.frombuffer(found, FLOW_DTYPE), SliceIndex(slices)
     soft = index.find_addresses(flows["reply_dst"], flows["family"])
     flows, soft = flows[soft != NOBODY], soft[soft != NOBODY]
     outside = index.owners(soft, flows["protocol"], flows["reply_dport"]) == NOBODY

@@ -11,6 +11,7 @@ from nat_rewriter.kernel.netns import NAMED_NAMESPACES
 
 SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
 HOST = "host"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def name_of_current() -> str:
@@ -26,6 +27,12 @@ def name_of_current() -> str:
         if current == _identity(NAMED_NAMESPACES / name):
             return name_of(name)
     return f"net-{current[1]}-{_cookie()}"
+
+
+def life_of_current() -> str | None:
+    """Return what tells this namespace from all others that were and will be; None where the kernel does not say."""
+    cookie = _cookie()
+    return f"{_BOOT.read_text().strip()}/{cookie}" if cookie else None
 
 
 def name_of(named: str) -> str:

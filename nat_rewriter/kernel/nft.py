@@ -72,6 +72,7 @@ class KernelNft:
         self._answer_within_s = answer_within_s
         self._trying = threading.Lock()  # a skeleton may be tried out while the table is read
         self._tried: dict[str, _Tried] = {}
+        self._expected = -1  # number of the ruleset, where nobody else changes any
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +93,7 @@ class KernelNft:
         """Make all of the transaction happen, or raise NftError and change nothing."""
         if transaction:
             self._ask("load ruleset", text=transaction_text(transaction))
+            self._expected += 1
 
     def read(self, table: str) -> LiveTable | None:
         """Return the table as the kernel has it, None where there is none.
@@ -106,33 +108,17 @@ class KernelNft:
             raise
         if dumped is None:
             return None
+        self._expected = dumped.generation
         with self._trying:
             listing = next((tried.text for tried in self._tried.values() if tried.skeleton == dumped.skeleton), None)
         listing = listing or self._skeleton_text(table)
         elements = dumped.elements if dumped.elements is not None else self._elements_by_nft(table, listing)
         return LiveTable(table, listing, elements)
 
-    def generation(self) -> int:
-        """Return how many rulesets this network namespace has had: while it is the same, no table has changed."""
-        return nft_dumps.read_generation(self._worker.ask_kernel)
-
-    def find_elements(self, table: str, wanted: Mapping[str, Sequence[str]]) -> Mapping[str, Mapping[str, str]]:
-        """Return those of the wanted elements, by set and key, that the kernel has now."""
-        found = nft_dumps.find_elements(self._worker.ask_kernel, table, wanted)
-        if found is None:
-            live = self.read(table)
-            held = live.elements if live else {}
-            return {name: {key: held[name][key] for key in keys if key in held[name]} for name, keys in wanted.items()}
-        return found
-
-    def holds(self, table: str, changed: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]]) -> bool:
-        """Tell whether elements that were added, by set, are there as they were sent, and none that was removed."""
-        there = self.find_elements(table, {name: (*added, *removed) for name, (added, removed) in changed.items()})
-        return all(
-            all(there[name].get(key) == data for key, data in added.items())
-            and not any(key in there[name] and key not in added for key in removed)
-            for name, (added, removed) in changed.items()
-        )
+    def undisturbed(self) -> int | None:
+        """Return the number of the ruleset, where all changes of any since the last :meth:`read` were made here."""
+        found = nft_dumps.read_generation(self._worker.ask_kernel)
+        return found if found == self._expected else None
 
     def listing_of(self, table: str, skeleton: str) -> str:
         """Return how this kernel and nft list a skeleton, tried out in a network namespace that ends at once.

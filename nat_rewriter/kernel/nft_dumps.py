@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from nat_rewriter.errors import DecodeError, NatctlError, NetlinkError, UnsupportedFeature
 from nat_rewriter.kernel.netlink import attribute, message, nested, refusal
-from nat_rewriter.kernel.nft_elements import Elements, decode_elements, encode_key, layout_of
+from nat_rewriter.kernel.nft_elements import Elements, Layout, decode_elements, encode_key, layout_of
 
 AskKernel = Callable[[Sequence[bytes]], bytes]
 Attributes = list[tuple[int, bytes]]
@@ -49,13 +49,14 @@ class Message(NamedTuple):
 
 
 class DumpedTable(NamedTuple):
-    """A table: what it is but for the elements of its named sets, to be compared; and those elements.
+    """A table: what it is but for the elements of its named sets, to be compared; those elements; the ruleset's number.
 
     ``elements`` is None where a set is of a type, or an element of a form, that only nft knows how to write.
     """
 
     skeleton: object
     elements: dict[str, dict[str, str]] | None
+    generation: int
 
 
 def read_table(ask: AskKernel, table: str) -> DumpedTable | None:
@@ -71,7 +72,7 @@ def read_table(ask: AskKernel, table: str) -> DumpedTable | None:
         second = _asked(ask, [*(elements_question(table, one[_SET_NAME]) for one in sets), generation_question()])
         if second is not None and not _changed(first, second):
             held = {one[_SET_NAME]: answers for one, answers in zip(sets, second, strict=False)}
-            return DumpedTable(_skeleton(table, first, held), _elements(sets, held))
+            return DumpedTable(_skeleton(table, first, held), _elements(sets, held), _generation(first[0]))
     raise NetlinkError(DOING, errno.EAGAIN, "rulesets change faster than this one can be read")
 
 
@@ -80,35 +81,36 @@ def read_generation(ask: AskKernel) -> int:
 
     Raises PermissionNeeded, NetlinkError, DecodeError.
     """
-    answers = _asked(ask, [generation_question()]) or [[]]
-    found = [value for one in answers[0] for kind, value in attributes(one.content) if kind == _GENERATION_ID]
+    return _generation((_asked(ask, [generation_question()]) or [[]])[0])
+
+
+def _generation(answer: Sequence[Message]) -> int:
+    found = [value for one in answer for kind, value in attributes(one.content) if kind == _GENERATION_ID]
     if not found:
-        raise DecodeError(DOING, "no number of the ruleset in the answer", len(answers))
+        raise DecodeError(DOING, "no number of the ruleset in the answer", len(answer))
     return int.from_bytes(found[0])
 
 
-def find_elements(ask: AskKernel, table: str, wanted: Mapping[str, Sequence[str]]) -> dict[str, Elements] | None:
+def read_layouts(ask: AskKernel, table: str) -> dict[str, Layout | None]:
+    """Return how the elements of each named set of a table are laid out; None where only nft knows. Raises as above."""
+    answers = _asked(ask, [_question(_SET, _DUMP, (_OF_TABLE, _name(table)))]) or [[]]
+    described = [dict(attributes(one.content)) for one in answers[0]]
+    return {_text(one[_SET_NAME]): layout_of(one) for one in described if not _is_anonymous(one)}
+
+
+def find_elements(
+    ask: AskKernel, table: str, wanted: Mapping[str, Sequence[str]], layouts: Mapping[str, Layout]
+) -> dict[str, Elements] | None:
     """Return those of the wanted elements, by set and key, that are there; a range is found by its first value.
 
-    None where a set is of a type, or an element of a form, that only nft knows. Raises as :func:`read_table`.
+    None where an element is of a form that only nft knows. No set may be sorted. Raises as :func:`read_table`.
     """
-    described = _asked(ask, [_question(_SET, _ACK, (1, _name(table)), (2, _name(name))) for name in wanted])
-    if described is None:
-        return None
-    layouts = {name: layout_of(dict(attributes(one[0].content))) for name, one in zip(wanted, described, strict=False)}
-    questions = [(name, _element_question(table, name, key)) for name, keys in wanted.items() for key in keys]
-    answers = _asked(ask, [question for _, question in questions], all_there=False) or []
+    questions = [_element_question(table, name, key) for name, keys in wanted.items() for key in keys]
+    answers = iter(_asked(ask, questions, all_there=False) or ())
     found: dict[str, Elements] = {}
-    for name, layout in layouts.items():
-        if layout is None or layout.is_sorted:
-            return None
-        mine = [
-            one.whole
-            for (asked, _), found_there in zip(questions, answers, strict=False)
-            if asked == name
-            for one in found_there
-        ]
-        elements = decode_elements(b"".join(map(_padded, mine)), layout)
+    for name, keys in wanted.items():
+        mine = [one.whole for _ in keys for one in next(answers, ())]
+        elements = decode_elements(b"".join(map(_padded, mine)), layouts[name])
         if elements is None:
             return None
         found[name] = elements
@@ -146,6 +148,10 @@ def _element_question(table: str, name: str, key: str) -> bytes:
 
 def _name(text: str) -> bytes:
     return text.encode() + b"\0"
+
+
+def _text(name: bytes) -> str:
+    return name.rstrip(b"\0").decode()
 
 
 def _skeleton_questions(table: str) -> list[bytes]:
@@ -186,6 +192,11 @@ def _asked(ask: AskKernel, questions: Sequence[bytes], *, all_there: bool = True
     if len(answers) != len(questions) + 1 or answers[-1]:
         raise DecodeError(DOING, "not as many answers as questions", len(answers) - 1)
     return answers
+
+
+def is_end(whole: bytes) -> bool:
+    """Tell whether a message ends the answers to a question."""
+    return _HEADER.unpack_from(whole)[1] in (_ERROR, _DONE)
 
 
 def _messages(answer: bytes) -> list[Message]:
@@ -282,7 +293,7 @@ def _elements(sets: list[dict[int, bytes]], held: dict[bytes, list[Message]]) ->
         elements = decode_elements(b"".join(_padded(one.whole) for one in held[name]), layout) if layout else None
         if elements is None:
             return None
-        found[name.rstrip(b"\0").decode()] = elements
+        found[_text(name)] = elements
     return found
 
 

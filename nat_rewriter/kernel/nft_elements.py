@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from nat_rewriter.errors import DecodeError
 from nat_rewriter.kernel._core._native import ffi, lib
+from nat_rewriter.kernel.netlink import attribute, nested
 
 Elements = dict[str, str]
 
@@ -23,6 +24,9 @@ _INTEGER = 4
 _WIDTHS = {lib.NR_FIELD_IPV6: 16}
 _REGISTER = 4
 _PROTOCOLS = {"tcp": 6, "udp": 17}
+# NFTA_DATA_*, NFTA_VERDICT_*, and enum nft_verdicts.
+_OF_VALUE, _OF_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 1, 2, 1, 2
+_VERDICTS = {"goto": -4, "jump": -3}
 
 
 class Layout(NamedTuple):
@@ -30,7 +34,8 @@ class Layout(NamedTuple):
 
     native: Any
     is_map: bool
-    is_sorted: bool
+    is_sorted: bool  # boundaries of intervals
+    is_ranged: bool  # keys of several fields, each of them a range
     is_ipv6: bool
 
 
@@ -43,7 +48,8 @@ def layout_of(described: Mapping[int, bytes]) -> Layout | None:
     data, kind = _data(described) if flags & _MAP else ([], lib.NR_DATA_NONE)
     if not key or data is None:
         return None
-    is_sorted = bool(flags & _INTERVAL) and len(key) == 1
+    is_interval = bool(flags & _INTERVAL)
+    is_sorted = is_interval and len(key) == 1
     if is_sorted and key[0] not in (lib.NR_FIELD_IPV4, lib.NR_FIELD_IPV6):
         return None
     native = ffi.new(
@@ -51,7 +57,7 @@ def layout_of(described: Mapping[int, bytes]) -> Layout | None:
         {"key": key, "key_fields": len(key), "data": data, "data_fields": len(data), "data_kind": kind,
          "sorted": is_sorted},
     )  # fmt: skip
-    return Layout(native, bool(flags & _MAP), is_sorted, key[0] == lib.NR_FIELD_IPV6)
+    return Layout(native, bool(flags & _MAP), is_sorted, is_interval and not is_sorted, key[0] == lib.NR_FIELD_IPV6)
 
 
 def decode_elements(messages: bytes, layout: Layout) -> Elements | None:
@@ -81,7 +87,26 @@ def encode_key(key: str) -> bytes:
 
     Each field of a concatenation fills registers of four bytes.
     """
-    fields = [_encoded(field.partition("-")[0].partition("/")[0]) for field in key.split(" . ")]
+    return _fields_encoded([field.partition("-")[0].partition("/")[0] for field in key.split(" . ")])
+
+
+def encode_key_end(key: str) -> bytes:
+    """Return the same with the last value of each range."""
+    return _fields_encoded([field.rpartition("-")[2] for field in key.split(" . ")])
+
+
+def encode_data(data: str, layout: Layout) -> bytes:
+    """Return the data of a map's element as the attribute that the kernel takes: a value, a range, or a verdict."""
+    kind = layout.native.data_kind
+    if kind == lib.NR_DATA_VERDICT:
+        word, _, chain = data.partition(" ")
+        code = attribute(_VERDICT_CODE, _VERDICTS[word].to_bytes(4, signed=True))
+        return nested(_OF_VERDICT, code, attribute(_VERDICT_CHAIN, chain.encode() + b"\0"))
+    return attribute(_OF_VALUE, encode_key(data) + (encode_key_end(data) if kind == lib.NR_DATA_RANGES else b""))
+
+
+def _fields_encoded(values: list[str]) -> bytes:
+    fields = [_encoded(value) for value in values]
     return fields[0] if len(fields) == 1 else b"".join(field + bytes(-len(field) % _REGISTER) for field in fields)
 
 

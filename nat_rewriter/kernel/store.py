@@ -32,14 +32,15 @@ def make_directory(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace a file: whoever reads it, also after a crash, finds the old content or the new one."""
+def write_file(path: Path, content: bytes, *, lasting: bool = True) -> None:
+    """Replace a file: whoever reads it finds the old content or the new one; if ``lasting``, after a crash as well."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with _told(_WRITE, path):
         try:
-            _write_through(draft, content)
+            _write(draft, content, through=lasting)
             os.replace(draft, path)
-            _sync_directory(path.parent)
+            if lasting:
+                _sync_directory(path.parent)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
@@ -77,12 +78,13 @@ def remove_drafts(directory: Path) -> None:
         remove_files(path for path in directory.glob(".*") if path.stat().st_mtime < old)
 
 
-def _write_through(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes, *, through: bool) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(descriptor)
+        if through:
+            os.fsync(descriptor)
 
 
 def _sync_directory(path: Path) -> None:
