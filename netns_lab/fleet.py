@@ -42,8 +42,11 @@ class Fleet:
             assert not fleet.watch_for(10)
     """
 
-    def __init__(self, *, slices: int = 6, name: str | None = None) -> None:
-        """Describe a fleet with so many slices in its pool; entering it makes it."""
+    def __init__(self, *, slices: int = 9, name: str | None = None) -> None:
+        """Describe a fleet with so many slices in its pool; entering it makes it.
+
+        With nine, and two wanted by each host, every host can have one, and there is always one that waits for more.
+        """
         self.name = checked_name(name or f"{os.getpid()}-{secrets.token_hex(3)}")
         self.slices = slices
         self._resources = ExitStack()
@@ -54,6 +57,7 @@ class Fleet:
         self.hosts = {number: self._hosts[f"host{number}"] for number in topology.HOSTS}
         self.agents: dict[int, RunningAgent] = {}
         self.configs: dict[int, Path] = {}
+        self._brought_to, self._waiting = set[int](), set[int]()
 
     def __enter__(self) -> Fleet:
         if missing := [tool for tool in ("etcd", "etcdctl") if not shutil.which(tool)]:
@@ -89,8 +93,10 @@ class Fleet:
             self.agents[number] = RunningAgent(host, f"host{number}", path, ("--give-back",))
         self.natctl(1, "pool", "init", expect=EXIT_DONE)
         self._call_witnesses()
-        for agent in self.agents.values():
+        for number, agent in self.agents.items():
             agent.start()
+            self._waiting.add(number)
+        self.upstream.nft(settings.spraying(self._brought_to))
 
     def _cluster(self, directory: Path) -> Cluster:
         places = [Place(topology.node_address(node), enter=self._hosts[f"etcd{node}"].enter) for node in topology.NODES]
@@ -136,15 +142,28 @@ class Fleet:
         self._silenced(host)
 
     def revive(self, host: int) -> None:
-        """Start the agent of a host again."""
+        """Start the agent of a host again; once it is ready, packets from outside are brought to the host."""
         self._restored(host)
         self.agents[host].start()
+        self._waiting.add(host)
 
     def wipe(self, host: int) -> None:
-        """End the agent of a host, and empty the kernel, as when the host starts anew."""
+        """End the agent of a host, and empty the kernel, as when the host starts anew; the upstream notices."""
+        self._withdraw(host)
         self.kill(host)
         self.hosts[host].run(["conntrack", "-F"])
         self.hosts[host].nft("flush ruleset")
+
+    def dismiss(self, host: int) -> None:
+        """Ask the agent of a host to give everything back, and to end; nothing is brought to the host any more."""
+        self._withdraw(host)
+        self.agents[host].terminate()
+
+    def employ(self, host: int) -> None:
+        """Start the agent of a host that was dismissed; one that has not ended by now is killed first."""
+        self.agents[host].end()
+        self.agents[host].start()
+        self._waiting.add(host)
 
     def cut_off(self, host: int) -> None:
         """Let no packet pass between a host and the store."""
@@ -189,6 +208,17 @@ class Fleet:
         pairs = ", ".join(f"{one} . {other}, {other} . {one}" for other in others)
         self.upstream.nft(f"{verb} element inet upstream cut {{ {pairs} }}")
 
+    def _withdraw(self, host: int) -> None:
+        self._waiting.discard(host)
+        self._brought_to.discard(host)
+        self.upstream.nft(settings.spraying(self._brought_to))
+
+    def _bring_to_the_ready(self) -> None:
+        if ready := {host for host in self._waiting if self.agents[host].ready()}:
+            self._waiting -= ready
+            self._brought_to |= ready
+            self.upstream.nft(settings.spraying(self._brought_to))
+
     def _silenced(self, host: int) -> None:
         self.judge.silenced(time.time(), f"host{host}")
 
@@ -202,6 +232,7 @@ class Fleet:
 
         Raises NatctlError where packets were missed, or came from nobody.
         """
+        self._bring_to_the_ready()
         arrivals = list(self._ring.read())
         if self._ring.lost:
             raise NatctlError("capture packets", f"{self._ring.lost} found no room in the ring")
@@ -234,3 +265,9 @@ class Fleet:
         wait_until(done, patience_s)
         working = self.working(hosts, since)
         return [host for host in hosts if host not in working]
+
+    def account(self) -> str:
+        """Return in a line what was seen so far."""
+        packets, changes = sum(self.judge.packets.values()), self.judge.changes
+        breaches = len(self.judge.breaches)
+        return f"{packets} packets judged, {changes} times a slice went on to another host, {breaches} breaches"

@@ -2,7 +2,7 @@
 
     client                   host N                        upstream                         server
     10.0.N.2 ── ethN/fish0 ── 10.0.N.1
-                              198.51.100.20, .21 (lo)
+                              198.51.100.20 … .22 (lo)
                               100.64.0.1N ── up0/hostN ──┐
                                                          fleet0 100.64.0.1
                                                            203.0.113.254 ── srv0/eth0 ── 203.0.113.1 … .9
@@ -20,7 +20,7 @@ from netns_lab.namespaces import FLEET_HOSTS
 from netns_lab.topology import HOST_SYSCTLS, ROUTER_SYSCTLS, SERVER_LINK, wiring
 
 HOSTS, NODES = (1, 2, 3, 4, 5), (1, 2, 3)
-SHARED = ("198.51.100.20", "198.51.100.21")
+SHARED = ("198.51.100.20", "198.51.100.21", "198.51.100.22")
 SHARED_NETWORK = "198.51.100.0/24"
 FLEET_LINK = "fleet0"
 NAMES = ("client", "upstream", "server", *FLEET_HOSTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -25,34 +26,46 @@ class RunningAgent:
         words = ["agent", "--json", "--host", name, "--config", str(config), "--state", str(state), *options]
         self._command = [sys.executable, "-m", "nat_rewriter", *words]
         self._process: subprocess.Popen[str] | None = None
+        self._before = 0
 
     def start(self) -> None:
         """Run it; it takes up what is there of an earlier one."""
+        self._before = len(self.deeds())
         with self._told.open("a") as told, self._warned.open("a") as warned:
             self._process = self._host.popen(self._command, stdout=told, stderr=warned)
 
     def freeze(self) -> None:
-        """Let it stand still."""
-        self._running().send_signal(signal.SIGSTOP)
+        """Let it stand still, with the processes that it has started."""
+        for pid in self._family():
+            os.kill(pid, signal.SIGSTOP)
 
     def wake(self) -> None:
         """Let it go on."""
-        self._running().send_signal(signal.SIGCONT)
+        for pid in self._family():
+            os.kill(pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """End it at once."""
-        self._running().kill()
-        self._running().wait()
-        self._process = None
+        process = self._running()
+        process.kill()
+        process.wait()
 
-    def leave(self, patience_s: float = 60.0) -> None:
-        """Ask it to end, and wait until it has. Raises NatctlError where it does not."""
+    def terminate(self) -> None:
+        """Ask it to give everything back, and to end."""
         self._running().terminate()
-        try:
-            self._running().wait(patience_s)
-        except subprocess.TimeoutExpired:
-            raise NatctlError("end agent", f"still there after {patience_s} s; {self.warnings()}", self.name) from None
-        self._process = None
+
+    def ended(self) -> bool:
+        """Tell whether it has ended, or was never started."""
+        return self._process is None or self._process.poll() is not None
+
+    def end(self) -> None:
+        """End it at once, if it has not ended."""
+        if not self.ended():
+            self.kill()
+
+    def ready(self) -> bool:
+        """Tell whether it has told something since it was started last: its fence is up by then."""
+        return len(self.deeds()) > self._before
 
     def deeds(self) -> list[dict[str, Any]]:
         """Return all that it has told, in order; whoever follows one host counts from there."""
@@ -74,6 +87,11 @@ class RunningAgent:
         if not wait_until(there, patience_s):
             raise NatctlError("wait for agent", f"it told no {event} in {patience_s} s; {self.warnings()}", self.name)
         return found[0]
+
+    def _family(self) -> list[int]:
+        pid = self._running().pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
 
     def _running(self) -> subprocess.Popen[str]:
         process = self._process

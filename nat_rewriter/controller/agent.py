@@ -16,7 +16,7 @@ from nat_rewriter.controller.moving import Moving
 from nat_rewriter.controller.observation import observe
 from nat_rewriter.controller.watcher import count_slices
 from nat_rewriter.controller.withdrawal import Progress, withdraw
-from nat_rewriter.errors import NatctlError, StateError
+from nat_rewriter.errors import NatctlError, NftError, StateError
 from nat_rewriter.model.findings import Kind
 from nat_rewriter.model.generations import Configuration
 from nat_rewriter.model.pools import Block, Deed
@@ -45,6 +45,7 @@ class Agent:
         policy = configuration.policy
         self._holdings = Holdings(policy.pools, policy.controller.table, store, host, tell)
         self._moving = Moving(self._holdings, self._apply_if_changed, warn)
+        self._begun = False
         self._applied: frozenset[Block] | None = None
         self._drain: _Drain | None = None
 
@@ -56,11 +57,20 @@ class Agent:
 
     def begin(self) -> None:
         """Take up what this host holds from before, fence everything else off, and apply."""
-        self._moving.begin()
-        for held in self._holdings.of_pools:
-            self._holdings.renew(held)
+        self._begun = self._take_up()
         self._holdings.raise_fence()
         self._apply_if_changed()
+
+    def _take_up(self) -> bool:
+        """Learn from the store what this host holds from before; tell whether it could be asked."""
+        try:
+            self._moving.begin()
+        except StateError as error:
+            self._holdings.note_silence(str(error))
+            return False
+        for held in self._holdings.of_pools:
+            self._holdings.renew(held)
+        return True
 
     @property
     def pause_s(self) -> float:
@@ -74,13 +84,24 @@ class Agent:
 
     def step(self) -> None:
         """Renew; let the kernel know; then take or give back what the use asks for."""
+        self._begun = self._begun or self._take_up()
+        if not self._begun:
+            return
         self.look()
-        self._holdings.renew_all()
+        self._renew()
         self._finish_drain()
         self._apply_if_changed()
         if not self._drain and not self._moving.under_way and not self._holdings.silent:
             for held, uses in self._uses():
                 self._follow(held, uses)
+
+    def _renew(self) -> None:
+        """Renew what is held; where somebody has emptied the kernel's tables, put everything in place again."""
+        try:
+            self._holdings.renew_all()
+        except NftError:
+            self._holdings.raise_fence()
+            self._applied = None
 
     def follow(self, configuration: Configuration) -> None:
         """Go on by another configuration. Raises NatctlError where its pools are others than before."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
-from nat_rewriter.errors import NatctlError
+from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.kernel.inbound import Handover, own_peer
-from nat_rewriter.model.inbound import Holders, Peer
+from nat_rewriter.model.inbound import Holders, Inbound, Peer
 from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.pools import Block, Deed
 from nat_rewriter.model.slices import Address
@@ -34,21 +35,22 @@ class InboundKeeper:
         self._address = policy.store
         self._ttl_s = min(pool.ttl_s for pool in self._pools)
         self._handover = Handover(policy.controller.table)
-        self._seen = Holders()
+        self._seen, self._raised = Holders(), False
         self._links: dict[str, str] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Put the rules in place as the store has it now, tell where this host is, and go on following."""
+        """Put the rules in place as the store has it now, tell where this host is, and go on following.
+
+        While the store is silent, the rules of an agent before stay as they are.
+        """
         if self._inbound is None:
             self._handover.take_down()
             return
         peer = own_peer(self._host, self._inbound)
-        with open_store(self._address) as store:
-            self._seen = store.hosts.holders()
-            self._handover.raise_up(self._pools, self._inbound, self._elements(self._seen))
-            store.hosts.announce(peer, self._ttl_s)
+        with suppress(StateError), open_store(self._address) as store:
+            self._raise_up(self._inbound, peer, store)
         self._thread = threading.Thread(target=self._run, args=(peer,), name="natctl-inbound", daemon=True)
         self._thread.start()
 
@@ -82,7 +84,15 @@ class InboundKeeper:
                 failure = str(error)
                 self._ended.wait(_RETRY_S)
 
+    def _raise_up(self, inbound: Inbound, peer: Peer, store: PoolStore) -> None:
+        self._seen = store.hosts.holders()
+        self._handover.raise_up(self._pools, inbound, self._elements(self._seen))
+        self._raised = True
+        store.hosts.announce(peer, self._ttl_s)
+
     def _follow(self, peer: Peer, store: PoolStore, watch: HoldersWatch) -> None:
+        if self._inbound and not self._raised:
+            self._raise_up(self._inbound, peer, store)
         due = 0.0
         while not self._ended.is_set():
             if time.monotonic() >= due:
