@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from hypothesis import HealthCheck, settings
 # How long an example takes says more about what else the machine does than about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+# A shell lets what it starts in the background ignore SIGINT, and so would every natctl that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRE_ALL = "NATCTL_REQUIRE_ALL"
 

@@ -332,6 +332,7 @@ class Watcher:
         self.status = replace(
             self.status,
             state=self._table.state.value,
+            entries=len(self._table),
             slices=count_slices(whole) if self._count_use else (),
             destinations=tuple(list_busiest(whole, _DESTINATIONS)) if self._count_use else (),
             findings=tuple(self._tracker.open),

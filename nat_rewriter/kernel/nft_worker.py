@@ -129,8 +129,8 @@ def widen_send_buffers() -> None:
 
 def end_with(parent: int) -> None:
     """Be killed when the parent ends, but not before the kernel has finished what it is at: prctl(2)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     if os.getppid() != parent:
         os._exit(1)
 

@@ -109,8 +109,8 @@ def test_an_entry_that_goes_without_an_event_is_made_again(brief: Desk, strategy
     with sysctl(brief.lab, "net.netfilter.nf_conntrack_events", 0), brief.acquire(strategy) as lease:
         delete_entries(brief)
         assert brief.flow_of(lease) is None
-        wait_until(lambda: brief.flow_of(lease) is not None, "the entry is mended")
-        assert brief.lessor.mended == 1
+        wait_until(lambda: brief.lessor.mended == 1, "the entry is mended")
+        assert brief.flow_of(lease) is not None
 
 
 def test_all_entries_are_looked_at_when_events_were_lost(rarely: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
