@@ -1,12 +1,15 @@
-"""How many slices a host should have, by how its slices are used."""
+"""How many slices a host should have, by how its slices are used; and how long it waits for them in vain."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from nat_rewriter.model.pools import Demand, Pool
 from nat_rewriter.model.watching import SliceUse
+
+_LONGEST_STEPS = 10
 
 
 class Step(NamedTuple):
@@ -41,3 +44,12 @@ def next_step(pool: Pool, demand: Demand, uses: Sequence[SliceUse]) -> Step:
 def share_of(use: SliceUse) -> float:
     """Return how full a slice is towards its busiest destination, of the ports that a new flow could find."""
     return use.used / max(1, use.used + use.findable)
+
+
+def pause_in_vain_s(step_s: float, failures: int, chance: random.Random) -> float:
+    """Return for how long a host waits that has nothing, and was given nothing so many times in a row.
+
+    Twice as long each time, by chance, up to ten steps. Where thousands of hosts begin at once they ask for more than a
+    store can answer in time; if all of them asked again with each step, none would ever be answered.
+    """
+    return step_s * min(_LONGEST_STEPS, 1 << failures) * chance.uniform(0.5, 1.0)

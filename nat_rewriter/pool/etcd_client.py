@@ -15,7 +15,7 @@ from nat_rewriter.pool.etcd_gateway import Endpoint, Refused, tls_of
 from nat_rewriter.pool.etcd_requests import Request, encoded
 
 MOST_IN_ONE = 128  # operations of a transaction: etcd's --max-txn-ops
-_PAGE = 4000  # keys
+_PAGE = 50_000  # keys; etcd counts those that are left anew with each
 _OF_ENDPOINT = ("connection", "timed out", "timeout", "no leader", "leader changed", "unavailable", "stopped")
 _OLD_TOKEN = ("invalid auth token", "revision in header is old")
 
@@ -161,8 +161,8 @@ class EtcdClient:
             except OSError as error:
                 reasons.append(f"{endpoint.name}: {str(error).lower()}")
             else:
-                self._endpoints.remove(endpoint)
-                self._endpoints.insert(0, endpoint)
+                # Anew, since a watch in another thread may look at it.
+                self._endpoints = [endpoint, *(each for each in self._endpoints if each is not endpoint)]
                 return answer
         raise StateError("ask the store", f"no endpoint of etcd could answer ({'; '.join(reasons)})", self._address)
 

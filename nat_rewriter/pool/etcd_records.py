@@ -32,7 +32,7 @@ class Record(NamedTuple):
     @property
     def text(self) -> str:
         """The record as etcd keeps it."""
-        blocks = [(str(block.address), block.first, since) for block, since in self.blocks.items()]
+        blocks = [(str(block.address), block.first, round(since)) for block, since in self.blocks.items()]
         return json.dumps({"short": self.short, "long": self.long, "blocks": blocks})
 
     def without(self, blocks: Iterable[Block]) -> Record:
@@ -65,6 +65,11 @@ class View(NamedTuple):
     revision: int  # of the definition
     records: list[Record]
     seen: dict[Block, Seen]
+
+    @property
+    def free(self) -> dict[Block, Seen]:
+        """Those that nobody has or had a moment ago."""
+        return {block: seen for block, seen in self.seen.items() if not seen.taken}
 
 
 def record_of(found: Found, pool: Pool) -> Record:

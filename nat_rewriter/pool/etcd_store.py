@@ -42,6 +42,7 @@ from nat_rewriter.pool.etcd_records import (
 from nat_rewriter.pool.etcd_requests import Request
 from nat_rewriter.pool.store import (
     CHANGE,
+    MOST_AT_ONCE,
     PoolStore,
     exhausted,
     new_terms,
@@ -55,6 +56,7 @@ from nat_rewriter.pool.store import (
     unknown_pool,
 )
 
+_LOOKS = 3  # at blocks here and there, before whole addresses are swept over
 _SWEPT = 8192  # blocks that one read sweeps over, address by address
 _SWEEPS = 4
 _TRIES = 40
@@ -254,11 +256,13 @@ class EtcdStore(PoolStore):
 
     def _choose(self, view: View, count: int) -> dict[Block, Seen]:
         """Return free blocks, by chance: hosts that ask at once seldom want the same."""
-        free = {block: seen for block, seen in view.seen.items() if not seen.taken}
-        if len(free) < count:
-            blocks = self._sweep(view.pool, count)
-            free = self._look(view.pool.name, [], lambda _: blocks).seen
-        return dict(random.sample(list(free.items()), count))
+        free = view.free
+        for _ in range(_LOOKS):
+            if len(free) >= count:
+                return dict(random.sample(list(free.items()), count))
+            free |= self._look(view.pool.name, [], lambda pool: random_blocks(pool, MOST_AT_ONCE)).free
+        swept = self._sweep(view.pool, count)
+        return self._look(view.pool.name, [], lambda _: swept).seen
 
     def _sweep(self, pool: Pool, count: int) -> list[Block]:
         """Return free blocks of a pool that is nearly full: sweeps over addresses, over all where they are few."""

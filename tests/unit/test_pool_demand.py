@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from ipaddress import ip_address
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from nat_rewriter.model.pools import Demand, Pool
 from nat_rewriter.model.slices import PortRange
 from nat_rewriter.model.watching import SliceUse
-from nat_rewriter.pool.demand import STAY, Step, next_step, share_of
+from nat_rewriter.pool.demand import STAY, Step, next_step, pause_in_vain_s, share_of
 
 POOL = Pool("fleet", (ip_address("198.51.100.10"),), PortRange(1024, 65535), 1024, per_host=4)
 DEMAND = Demand(least=1, high_water=0.8, low_water=0.3)
@@ -68,3 +69,11 @@ def test_it_stays_within_its_bounds(used: list[int], least: int, high: float, lo
 @pytest.mark.parametrize(("used", "findable", "share"), [(0, 0, 0.0), (10, 0, 1.0), (10, 30, 0.25)])
 def test_share(used: int, findable: int, share: float) -> None:
     assert share_of(use("a", used, findable=findable)) == share
+
+
+def test_who_waits_in_vain_waits_ever_longer() -> None:
+    chance = random.Random(1)
+    pauses = [pause_in_vain_s(6.0, failures, chance) for failures in range(12)]
+    assert all(step <= pause <= 2 * step for step, pause in zip((3, 6, 12, 24), pauses[:4], strict=True))
+    assert all(30 <= pause <= 60 for pause in pauses[4:])
+    assert len(set(pauses)) == 12
