@@ -19,11 +19,15 @@ from nat_rewriter.explain.matching import (
 )
 from nat_rewriter.explain.outcomes import ModeOutcome, outcomes
 from nat_rewriter.explain.ports import PortChoice, choose_port
+from nat_rewriter.explain.proxying import Taking, connecting_from, takings
 from nat_rewriter.explain.situation import Packet, SeenSocket, Situation, is_rewritten
 from nat_rewriter.model.flows import Flow, Origin
 from nat_rewriter.model.policy import Coexist, DnatRule, Guard, Policy, SnatRule
+from nat_rewriter.model.proxies import Proxy, ProxyMode
 from nat_rewriter.model.slices import Address, Slice
 from nat_rewriter.model.tuples import FlowTuple
+
+_INTERCEPTING = (ProxyMode.TPROXY, ProxyMode.REDIRECT)  # as a packet meets their chains
 
 
 class Kind(enum.Enum):
@@ -49,6 +53,8 @@ class Explanation:
     Of a client's tuple, ``trials`` are the SNAT rules tried on it, ``targets`` the ranges of the one that decides,
     ``target`` the range it gives this packet (None: chance decides), and ``port`` what comes of that. Of a tuple on the
     wire, ``rewriters`` are the rules that may rewrite a flow into it. ``wire`` is what the entry makes of the tuple.
+    ``taken_in``: the proxies that take a client's packet in; ``connecting``: those that may connect from a tuple on the
+    wire.
     """
 
     subject: Subject
@@ -68,6 +74,8 @@ class Explanation:
     guard: Guard
     soft: frozenset[Address]
     wire: FlowTuple | None = None
+    taken_in: tuple[Taking, ...] = ()
+    connecting: tuple[Proxy, ...] = ()
 
     @property
     def another_socket(self) -> tuple[str, ...]:
@@ -129,6 +137,8 @@ def explain(policy: Policy, subject: Subject, situation: Situation) -> Explanati
         guard=policy.controller.guard,
         soft=frozenset(one.address for one in policy.slices),
         wire=_on_the_wire(situation, wanted),
+        taken_in=() if wire or situation.destination_local else tuple(takings(policy, packet, _INTERCEPTING)),
+        connecting=tuple(connecting_from(policy, packet)) if wire else (),
     )
 
 

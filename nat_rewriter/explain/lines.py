@@ -10,6 +10,7 @@ from nat_rewriter.explain.explanation import Explanation, Kind
 from nat_rewriter.explain.matching import Match, Target
 from nat_rewriter.explain.outcomes import ModeOutcome
 from nat_rewriter.explain.passage import Fate, Outcome, Step, Verdict
+from nat_rewriter.explain.proxying import Taking, onward_text
 from nat_rewriter.explain.situation import SeenSocket, Table
 from nat_rewriter.model.flows import Flow, Status
 from nat_rewriter.model.policy import Guard
@@ -36,6 +37,7 @@ _FATES = {
     Fate.KEPT: Style.GOOD,
     Fate.CONTINUES: Style.GOOD,
     Fate.SENT_ON: Style.GOOD,
+    Fate.PROXIED: Style.GOOD,
     Fate.DELIVERED: Style.GOOD,
     Fate.AVOIDS: Style.GOOD,
     Fate.REFUSED: Style.CHANGED,
@@ -155,6 +157,7 @@ def _rules(one: Explanation) -> Iterator[Line]:
     if one.subject.kind is Kind.WIRE:
         yield from _rewriters(one)
         return
+    yield from (_plain(f"  {_taking_text(taking)}") for taking in one.taken_in)
     width = max((len(trial.rule.name) for trial in one.trials), default=0)
     for trial in one.trials:
         mark, style = _MARKS[trial.match]
@@ -196,6 +199,13 @@ def _rewriters(one: Explanation) -> Iterator[Line]:
         yield _plain(f"  [[dnat]] {dnat.name} sends unsolicited packets to {wanted.source} on to {to.destination}")
     else:
         yield _plain(f"  no [[dnat]] rule takes unsolicited packets to {wanted.source}")
+    for proxy in one.connecting:
+        yield _plain(f"  [[proxy]] {proxy.name} may connect from it, as a local socket does")
+
+
+def _taking_text(taking: Taking) -> str:
+    text = f"[[proxy]] {taking.proxy.name} takes it in at {taking.endpoint} and {onward_text(taking.proxy)}"
+    return f"{text}, where {taking.only_where}" if taking.only_where else f"{text}: nothing is rewritten"
 
 
 def _target_text(target: Target) -> str:

@@ -31,6 +31,7 @@ def explanation_object(one: Explanation) -> dict[str, Any]:
         "holders": _holders(one),
         "snat": _snat(one),
         "dnat": _dnat(one),
+        "proxies": _proxies(one),
         "coexist": one.coexist.value,
         "guard": one.guard.value,
         "table": one.situation.table.value,
@@ -100,6 +101,20 @@ def _dnat(one: Explanation) -> dict[str, Any] | None:
         return None
     rule, to = one.dnat
     return {"rule": rule.name, "dst": str(to.dst), "dport": to.dport}
+
+
+def _proxies(one: Explanation) -> list[dict[str, Any]] | None:
+    taken: list[dict[str, Any]] = [
+        {
+            "proxy": each.proxy.name,
+            "does": "takes-in",
+            "listen": str(each.endpoint),
+            "only_where": each.only_where or None,
+        }
+        for each in one.taken_in
+    ]
+    connecting = [{"proxy": proxy.name, "does": "connects-from"} for proxy in one.connecting]
+    return [without_absent(each) for each in (*taken, *connecting)] or None
 
 
 def _mode(mode: ModeOutcome) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Fate(enum.Enum):
     EXHAUSTED = "exhausted"  # no port is free: dropped
     DELIVERED = "delivered"  # to this host
     SENT_ON = "sent-on"  # by a DNAT rule
+    PROXIED = "proxied"  # taken in by a proxy of this host
     AVOIDS = "avoids"  # rewriting leaves the tuple alone, since it is held
     MAY_TAKE = "may-take"  # rewriting may give the tuple to a flow
     TAKES_ANYWAY = "takes-anyway"  # the same, though a socket believes it has it

@@ -8,6 +8,7 @@ from dataclasses import replace
 from nat_rewriter.explain.matching import dnat_of, slice_of, within
 from nat_rewriter.explain.passage import Fate, Passage, Verdict
 from nat_rewriter.explain.ports import ranges_text
+from nat_rewriter.explain.proxying import at_proxy_redirect, at_proxy_tproxy
 from nat_rewriter.explain.situation import PROTOCOLS
 from nat_rewriter.explain.source_nat import Account, at_srcnat, is_claimed
 from nat_rewriter.model.flows import Origin, Status
@@ -186,6 +187,8 @@ Accountant = Callable[[Passage], Account]
 
 # Every base chain that the templates have; a test compares the two.
 CHAINS: Mapping[str, Accountant] = {
+    "proxy_tproxy": at_proxy_tproxy,
+    "proxy_redirect": at_proxy_redirect,
     "arriving": at_arriving,
     "dstnat": at_dstnat,
     "refuse_in": at_refuse_in,
