@@ -37,10 +37,12 @@ class Moving:
     def __init__(self, holdings: Holdings, apply: Callable[[], None], warn: Warn) -> None:
         self._holdings, self._apply, self._warn = holdings, apply, warn
         self._moves, self._host = holdings.store.moves, holdings.host
+        self._alarm = self._moves.alarm()
         self._awaited: set[Block] = set()
         self._unanswered: dict[str, Move] = {}
         self.leaving: set[Block] = set()
         self.under_way = False
+        self._changed = True
 
     def begin(self) -> None:
         """Take back what an agent of this host before has begun to give; wait with what it was to take.
@@ -62,6 +64,9 @@ class Moving:
         if self._holdings.silent:
             return
         try:
+            self._changed = self._alarm.rung() or self._changed
+            if not (self._changed or self.under_way or self._unanswered):
+                return
             mine = self._mine()
             self.under_way = any(not move.stage.is_last for move in mine)
             self._await(mine)
@@ -69,6 +74,7 @@ class Moving:
                 self._bring_on(move, busy)
             for move in tuple(self._unanswered.values()):
                 self._settle(move)
+            self._changed = False
         except StateError as error:
             self._holdings.note_silence(str(error))
 

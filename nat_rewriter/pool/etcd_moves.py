@@ -8,15 +8,20 @@
 
 from __future__ import annotations
 
+import random
+import threading
+import time
 from ipaddress import ip_address
 
+from nat_rewriter.errors import StateError
 from nat_rewriter.model.moves import LASTS_S, MOST_PACKED, Move, move_from, move_text
 from nat_rewriter.model.pools import Block, Pool
 from nat_rewriter.pool import etcd_requests as etcd
 from nat_rewriter.pool.etcd_client import EtcdClient, Found
 from nat_rewriter.pool.etcd_requests import Request
-from nat_rewriter.pool.moves import Moves, overtaken, refuse_large, refuse_unfinished
+from nat_rewriter.pool.moves import Alarm, Moves, overtaken, refuse_large, refuse_unfinished
 
+_AGAIN_S = (1.0, 5.0)
 _PART = 512 << 10  # bytes: a request has at most 1.5 MiB (--max-request-bytes)
 
 
@@ -44,6 +49,10 @@ class EtcdMoves(Moves):
         """Return the moves of all pools."""
         (found,) = self._client.read([etcd.under(f"{self._prefix}/move/")]).found
         return [self._move(each) for each in found]
+
+    def alarm(self) -> Alarm:
+        """Begin to listen for changes of moves."""
+        return _WatchAlarm(self._client, etcd.under(f"{self._prefix}/move/"))
 
     def answer(self, after: Move) -> bool:
         """Bring a move to another stage, if it is still at the version that was seen."""
@@ -96,3 +105,38 @@ class EtcdMoves(Moves):
         _, pool, address, first = found.key.rsplit("/", 3)
         size, _, told = found.value.decode().partition(" ")
         return move_from(pool, Block(ip_address(address), int(first), int(size)), told, found.revision)
+
+
+class _WatchAlarm(Alarm):
+    """A thread waits for etcd's word. Where that ends it rings, and a while later it begins anew."""
+
+    def __init__(self, client: EtcdClient, keys: Request) -> None:
+        self._client, self._keys = client, keys
+        self._changed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._due = 0.0
+
+    def rung(self) -> bool:
+        """Tell whether etcd has told of a change."""
+        if self._thread is None or not self._thread.is_alive():
+            self._begin()
+        changed = self._changed.is_set()
+        self._changed.clear()
+        return changed
+
+    def _begin(self) -> None:
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + random.uniform(*_AGAIN_S)
+        revision = self._client.read([self._keys | {"count_only": True}]).revision
+        self._thread = threading.Thread(target=self._listen, args=(revision,), name="natctl-moves", daemon=True)
+        self._thread.start()
+        self._changed.set()
+
+    def _listen(self, revision: int) -> None:
+        try:
+            for events in self._client.watch(self._keys, revision):
+                if events:
+                    self._changed.set()
+        except StateError:
+            self._changed.set()

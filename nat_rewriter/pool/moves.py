@@ -17,6 +17,17 @@ from nat_rewriter.model.moves import MOST_PACKED, Move
 from nat_rewriter.model.pools import Block, Pool
 
 
+class Alarm(ABC):
+    """Tells when it is time to ask for moves, so that hosts need not ask again and again."""
+
+    @abstractmethod
+    def rung(self) -> bool:
+        """Tell whether moves may have changed since this was asked last; the first time they may have.
+
+        Raises StateError where the store cannot be asked.
+        """
+
+
 class Moves(ABC):
     """The announcements of moves, which end by themselves. Raises StateError where the store cannot be asked."""
 
@@ -27,6 +38,10 @@ class Moves(ABC):
     @abstractmethod
     def under_way(self) -> list[Move]:
         """Return the moves of all pools, those that have just ended too."""
+
+    @abstractmethod
+    def alarm(self) -> Alarm:
+        """Begin to listen for changes."""
 
     @abstractmethod
     def answer(self, after: Move) -> bool:

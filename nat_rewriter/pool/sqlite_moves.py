@@ -11,7 +11,7 @@ from ipaddress import ip_address
 
 from nat_rewriter.model.moves import LASTS_S, Move, move_from, move_text
 from nat_rewriter.model.pools import Block, Pool
-from nat_rewriter.pool.moves import Moves, overtaken, refuse_large, refuse_unfinished
+from nat_rewriter.pool.moves import Alarm, Moves, overtaken, refuse_large, refuse_unfinished
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS move (
@@ -49,6 +49,10 @@ class SqliteMoves(Moves):
         """Return the moves of all pools."""
         with self._reading():
             return self._found()
+
+    def alarm(self) -> Alarm:
+        """Begin to listen for changes of the file."""
+        return _FileAlarm(self._database, self._reading)
 
     def answer(self, after: Move) -> bool:
         """Bring a move to another stage, if it is still at the version that was seen."""
@@ -89,6 +93,18 @@ class SqliteMoves(Moves):
             (move_text(after), *_key(after), after.version, _now()),
         )
         return bool(done.rowcount)
+
+
+class _FileAlarm(Alarm):
+    def __init__(self, database: sqlite3.Connection, reading: Callable[[], AbstractContextManager[None]]) -> None:
+        self._database, self._reading, self._version = database, reading, -1
+
+    def rung(self) -> bool:
+        """Tell whether another connection has changed the file."""
+        before = self._version
+        with self._reading():
+            (self._version,) = self._database.execute("PRAGMA data_version").fetchone()
+        return self._version != before
 
 
 def _key(move: Move) -> tuple[str, str, int]:

@@ -280,6 +280,18 @@ def test_a_move_carries_what_is_packed(store: PoolStore, size: int) -> None:
     assert store.moves.under_way()[0].stage is Stage.DONE
 
 
+def test_an_alarm_rings_when_moves_change(store: PoolStore, address: StoreAddress) -> None:
+    with open_store(address) as mine:
+        alarm = mine.moves.alarm()
+        assert alarm.rung()
+        assert not alarm.rung()
+        on_its_way(store)
+        end = time.monotonic() + 10
+        while not alarm.rung():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
 def test_only_one_goes_on_from_a_stage(store: PoolStore) -> None:
     ready = on_its_way(store)
     assert store.moves.answer(ready.at(Stage.REFUSED, "too late"))
