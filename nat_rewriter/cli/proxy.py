@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import click
 
 from nat_rewriter.cli.env import Env, common_options
+from nat_rewriter.cli.metrics import Endpoint, metrics_option, served
 from nat_rewriter.errors import EXIT_DONE, ConfigError, NatctlError, UsageError
 
 if TYPE_CHECKING:
     from nat_rewriter.cli.proxy_output import Output
+    from nat_rewriter.kernel.tproxy_routes import TproxyRoutes
     from nat_rewriter.model.policy import Policy
     from nat_rewriter.proxy.supervisor import Supervisor
 
@@ -45,9 +47,7 @@ _MOST_WORKERS = 64
     metavar="SECONDS",
     help="How long connections may go on after SIGTERM.",
 )
-@click.option(
-    "--metrics", metavar="[ADDRESS:]PORT", help="Serve Prometheus metrics there; the address defaults to 127.0.0.1."
-)
+@metrics_option
 @click.option(
     "--interval",
     type=click.FloatRange(0, min_open=True),
@@ -61,7 +61,7 @@ _MOST_WORKERS = 64
 )
 @common_options(json=True)
 def proxy(
-    env: Env, workers: int | None, grace: float, metrics: str | None, interval: float, engine: str | None
+    env: Env, workers: int | None, grace: float, metrics: Endpoint | None, interval: float, engine: str | None
 ) -> int:  # fmt: skip
     """Take TCP in, and go on from a slice.
 
@@ -73,8 +73,7 @@ def proxy(
     policy = env.policy()
     if engine:
         return _render(env, policy)
-    endpoint = _read_endpoint(metrics) if metrics else None
-    _serve(env, policy, workers or os.cpu_count() or 1, grace, endpoint, interval)
+    _serve(env, policy, workers or os.cpu_count() or 1, grace, metrics, interval)
     return EXIT_DONE
 
 
@@ -90,33 +89,37 @@ def _render(env: Env, policy: Policy) -> int:
 
 
 def _serve(
-    env: Env, policy: Policy, workers: int, grace_s: float, metrics: tuple[str, int] | None, interval_s: float
+    env: Env, policy: Policy, workers: int, grace_s: float, metrics: Endpoint | None, interval_s: float
 ) -> None:  # fmt: skip
     from nat_rewriter.cli.proxy_output import output_to
     from nat_rewriter.kernel.service_manager import ServiceManager
+    from nat_rewriter.kernel.tproxy_routes import TproxyRoutes
+    from nat_rewriter.proxy.metrics import ProxyCollector
     from nat_rewriter.proxy.supervisor import Supervisor
 
     manager = ServiceManager()
     with ExitStack() as stack:
         signals = stack.enter_context(_signals())
-        stack.enter_context(_routes(policy))
+        routes = stack.enter_context(TproxyRoutes())
+        routes.cover(_routed_families(policy))
         supervisor = stack.enter_context(Supervisor(policy, workers, tell_all=env.verbosity > 0))
+        _warn(env, supervisor)
         if metrics:
-            stack.enter_context(_served(supervisor, *metrics))
+            stack.enter_context(served(ProxyCollector(supervisor.status), metrics))
         output = stack.enter_context(output_to(env, supervisor, interval_s))
         output.say("started")
         manager.ready(f"{len(policy.proxies)} proxies, {workers} workers")
-        _run(env, supervisor, output, signals)
+        _run(env, supervisor, routes, output, signals)
         manager.stopping()
         _stop(supervisor, output, signals, grace_s)
 
 
-def _run(env: Env, supervisor: Supervisor, output: Output, signals: list[int]) -> None:
+def _run(env: Env, supervisor: Supervisor, routes: TproxyRoutes, output: Output, signals: list[int]) -> None:
     while not _takes_stop(signals):
         output.show(supervisor.step(_STEP_S))
         if signal.SIGHUP in signals:
             signals.remove(signal.SIGHUP)
-            _reload(env, supervisor, output)
+            _reload(env, supervisor, routes, output)
 
 
 def _takes_stop(signals: list[int]) -> bool:
@@ -128,15 +131,18 @@ def _takes_stop(signals: list[int]) -> bool:
     return False
 
 
-def _reload(env: Env, supervisor: Supervisor, output: Output) -> None:
+def _reload(env: Env, supervisor: Supervisor, routes: TproxyRoutes, output: Output) -> None:
     try:
         if env.config_path == "-":
             raise NatctlError("reload", "standard input cannot be read again: give the configuration as a file")
-        supervisor.reload(env.policy())
+        policy = env.policy()
+        routes.cover(_routed_families(policy))
+        supervisor.reload(policy)
     except (ConfigError, NatctlError) as error:
         output.say("reload-failed", str(error))
     else:
         output.say("reloaded")
+        _warn(env, supervisor)
 
 
 def _stop(supervisor: Supervisor, output: Output, signals: list[int], grace_s: float) -> None:
@@ -149,14 +155,17 @@ def _stop(supervisor: Supervisor, output: Output, signals: list[int], grace_s: f
     output.say("stopped")
 
 
-@contextmanager
-def _routes(policy: Policy) -> Iterator[None]:
-    from nat_rewriter.kernel.tproxy_routes import tproxy_routes
+def _routed_families(policy: Policy) -> set[int]:
+    """Return the IP versions that connections are handed over in without rewriting."""
     from nat_rewriter.model.proxies import ProxyMode
 
     transparent = [one for one in policy.proxies if one.mode is ProxyMode.TPROXY]
-    with tproxy_routes(endpoint.address.version for one in transparent for endpoint in one.listen):
-        yield
+    return {endpoint.address.version for one in transparent for endpoint in one.listen}
+
+
+def _warn(env: Env, supervisor: Supervisor) -> None:
+    if shortage := supervisor.shortage:
+        env.note(f"natctl: {shortage}")
 
 
 @contextmanager
@@ -175,31 +184,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _read_endpoint(text: str) -> tuple[str, int]:
-    address, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise click.BadParameter(f"{text!r}: expected address:port or a port", param_hint="--metrics")
-    return address.strip("[]") or "127.0.0.1", int(port)
-
-
-@contextmanager
-def _served(supervisor: Supervisor, address: str, port: int) -> Iterator[None]:
-    """Serve metrics over HTTP, until the block ends."""
-    from prometheus_client import CollectorRegistry, start_http_server
-
-    from nat_rewriter.proxy.metrics import ProxyCollector
-
-    registry = CollectorRegistry()
-    registry.register(ProxyCollector(supervisor.status))
-    try:
-        server, thread = start_http_server(port, address, registry)
-    except OSError as error:
-        raise NatctlError("serve metrics", error.strerror or str(error), f"{address}:{port}") from None
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -17,9 +17,10 @@ import click
 from nat_rewriter.cli.env import Env, common_options
 from nat_rewriter.cli.kinds import only_option, pressure_option
 from nat_rewriter.cli.mending import mender_of, mending_options
+from nat_rewriter.cli.metrics import Endpoint, metrics_option, served
 from nat_rewriter.cli.recording import Recording, recording_options
 from nat_rewriter.cli.service import Service, stop_signals
-from nat_rewriter.errors import EXIT_DONE, NatctlError
+from nat_rewriter.errors import EXIT_DONE
 from nat_rewriter.model.findings import Kind
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from nat_rewriter.model.generations import Configuration
     from nat_rewriter.model.policy import Policy
     from nat_rewriter.model.watching import WatchStatus
+    from nat_rewriter.report.metrics import WatchCollector
 
 Show = Callable[["Watcher", "list[Change]", "list[Action]"], None]
 _STEP_S = 0.25
@@ -50,16 +52,14 @@ _ACTIONS_TOLD = 200  # when the screen is gone
     """
 )
 @click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Stop after that time.")
-@click.option(
-    "--metrics", metavar="[ADDRESS:]PORT", help="Serve Prometheus metrics there; the address defaults to 127.0.0.1."
-)
+@metrics_option
 @only_option
 @pressure_option
 @mending_options
 @recording_options
 @common_options(json=True)
 def watch(
-    env: Env, duration: float | None, metrics: str | None, kinds: frozenset[Kind], pressure: float,
+    env: Env, duration: float | None, metrics: Endpoint | None, kinds: frozenset[Kind], pressure: float,
     heal: bool, abort: bool, dry_run: bool, state: Path | None, recording: Recording | None,
 ) -> int:  # fmt: skip
     """The same as check, live, from conntrack events.
@@ -70,7 +70,6 @@ def watch(
     """
     from nat_rewriter.controller.watcher import Watcher
 
-    endpoint = _read_endpoint(metrics) if metrics else None
     service = Service(env, _status)
     mender = mender_of(lambda: service.configuration, heal=heal, abort=abort, dry_run=dry_run, state=state)
     live = env.terminal and os.environ.get("TERM") != "dumb"
@@ -80,10 +79,10 @@ def watch(
         policy, books = service.configuration.policy, stack.enter_context(ExitStack())
         recorder = books.enter_context(recording.begin(policy)) if recording else None
         watcher = stack.enter_context(
-            Watcher(policy, kinds, pressure=pressure, count_use=live or bool(endpoint), recorder=recorder)
+            Watcher(policy, kinds, pressure=pressure, count_use=live or bool(metrics), recorder=recorder)
         )
-        if endpoint:
-            stack.enter_context(_served(watcher, mender, *endpoint))
+        if metrics:
+            stack.enter_context(served(_collector(watcher, mender), metrics))
         show = stack.enter_context(_live(env)) if live else _lines(env)
         steps = service.attend(_until(stopped, duration), lambda new: _follow(watcher, new.policy, recording, books))
         _run(watcher, mender, show, steps)
@@ -167,33 +166,12 @@ def _live(env: Env) -> Iterator[Show]:
         console.print(timed_action_text(moment, action), soft_wrap=True)
 
 
-def _read_endpoint(text: str) -> tuple[str, int]:
-    address, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
-        raise click.BadParameter(f"{text!r}: expected address:port or a port", param_hint="--metrics")
-    return address.strip("[]") or "127.0.0.1", int(port)
-
-
-@contextmanager
-def _served(watcher: Watcher, mender: Mender | None, address: str, port: int) -> Iterator[None]:
-    """Serve the metrics of a watch over HTTP, until the block ends."""
-    from prometheus_client import CollectorRegistry, start_http_server
-
+def _collector(watcher: Watcher, mender: Mender | None) -> WatchCollector:
+    """Return what tells the metrics of a watch."""
     from nat_rewriter.controller.conntrack_counts import read_conntrack_counts
     from nat_rewriter.report.metrics import WatchCollector
 
     def read_status() -> WatchStatus:
         return replace(watcher.status, actions=dict(mender.counts) if mender else {})
 
-    registry = CollectorRegistry()
-    registry.register(WatchCollector(read_status, read_conntrack_counts))
-    try:
-        server, thread = start_http_server(port, address, registry)
-    except OSError as error:
-        raise NatctlError("serve metrics", error.strerror or str(error), f"{address}:{port}") from None
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return WatchCollector(read_status, read_conntrack_counts)

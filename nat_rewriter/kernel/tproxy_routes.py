@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Set
+from types import TracebackType
 from typing import Any
 
 from nat_rewriter.errors import KernelError, PermissionNeeded
@@ -21,23 +21,34 @@ _ALL = {4: "0.0.0.0/0", 6: "::/0"}
 _LOCAL = 2  # RTN_LOCAL
 
 
-@contextmanager
-def tproxy_routes(families: Iterable[int]) -> Iterator[None]:
-    """Have marked packets of these IP versions delivered here until the block ends; what a crash left is taken over."""
-    wanted = sorted(set(families))
-    if not wanted:
-        yield
-        return
-    from pyroute2 import IPRoute
+class TproxyRoutes:
+    """Has marked packets of some IP versions delivered here until the block ends; what a crash left is taken over."""
 
-    with IPRoute() as route:
-        for family in wanted:
-            _change(route, "replace", "add", family)
-        try:
-            yield
-        finally:
-            for family in wanted:
-                _change(route, "del", "del", family)
+    def __init__(self) -> None:
+        self._covered: set[int] = set()
+
+    def __enter__(self) -> TproxyRoutes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._change(self._covered, "del", "del")
+
+    def cover(self, families: Set[int]) -> None:
+        """Begin with those of these IP versions that are not covered yet. Raises PermissionNeeded, KernelError."""
+        new = set(families) - self._covered
+        self._covered |= new
+        self._change(new, "replace", "add")
+
+    def _change(self, families: Set[int], route_verb: str, rule_verb: str) -> None:
+        if not families:
+            return
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            for family in sorted(families):
+                _change(route, route_verb, rule_verb, family)
 
 
 def _change(route: Any, route_verb: str, rule_verb: str, family: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import signal
 import socket
@@ -16,6 +15,7 @@ from types import TracebackType
 from nat_rewriter.errors import UsageError
 from nat_rewriter.model.policy import Coexist, Policy
 from nat_rewriter.model.proxies import Endpoint, Proxy, ProxyMode
+from nat_rewriter.proxy.descriptors import raise_limit, tell_shortage
 from nat_rewriter.proxy.listeners import open_listeners, require_addresses
 from nat_rewriter.proxy.outcomes import ConnectionEnd
 from nat_rewriter.proxy.relay import EVENT_SIZE, Counts, RelayGeneration, RelayOptions, read_ends
@@ -56,7 +56,7 @@ class Supervisor:
         self._old: list[_Running] = []
         self._base: dict[str, Counts] = {}
         self.restarts = self.reloads = 0
-        _raise_descriptor_limit()
+        raise_limit(policy.proxies)
         try:
             self._current = self._begin(policy, {})
         except BaseException:
@@ -158,6 +158,7 @@ class Supervisor:
         On an error everything stays as it was.
         """
         before = self._current
+        raise_limit(policy.proxies)
         self._current = self._begin(policy, before.listeners)
         gone = {place: found for place, found in before.listeners.items() if place not in self._current.listeners}
         before.listeners = {}
@@ -214,6 +215,11 @@ class Supervisor:
             reloads=self.reloads,
         )
 
+    @property
+    def shortage(self) -> str:
+        """A sentence where the workers may have too few descriptors for the connections they allow, else nothing."""
+        return tell_shortage(self._current.relay.proxies, self._workers)
+
     def pids(self) -> list[int]:
         """Return the processes of the workers that take connections."""
         return [worker.pid for worker in self._current.workers if worker.pid]
@@ -243,9 +249,3 @@ def _how_it_ended(pid: int) -> str | None:
         return None
     code = os.waitstatus_to_exitcode(status)
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
-
-
-def _raise_descriptor_limit() -> None:
-    """Take as many descriptors as are allowed: a connection needs two, and up to four more while it is busy."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

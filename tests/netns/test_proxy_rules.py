@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,6 +96,23 @@ def test_routing_for_tproxy_goes_with_the_proxy(lab: Lab, tmp_path: Path) -> Non
     assert rules_of(lab) == before
     routes = ["ip", "route", "show", "table", "20048"]
     assert lab.egress.run(routes, check=False).stdout == ""
+
+
+def test_a_reload_may_add_the_first_tproxy(lab: Lab, tmp_path: Path) -> None:
+    echo = lab.server.tcp_server(443)
+    text = proxy_text("socks", "127.0.0.1:1080", slices=["ams-1", "ams-2"])
+    with proxied(lab, tmp_path, text) as proxy:
+        assert "20048" not in rules_of(lab)
+        added = lab.config(extra=text + intercepting("tproxy"))
+        lab.natctl("apply", "--config", added, expect=0)
+        proxy.config.write_text(added.read_text())
+        proxy.signal(signal.SIGHUP)
+        proxy.wait_for("reloaded")
+        assert rules_of(lab).count("fwmark 0x4e50 lookup 20048") == 2
+        with lab.client.tcp_connect((SERVER, 443)) as sock:
+            assert round_trip(sock)
+            assert echo.wait_for_peers(1)[0][0] == SOFT_ADDRESS
+    assert "20048" not in rules_of(lab)
 
 
 def hold_by_nat(lab: Lab, ports: range) -> list[socket.socket]:
