@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from bench.coexist.load import Outcome, connects, serve
 from bench.coexist.settings import apply, configuration
+from bench.coexist.ways import PLAIN, plain
 from nat_rewriter.model.slices import PortRange
 from netns_lab import Lab
 from netns_lab.topology import CLIENT, CLIENT_NETWORKS, SERVER, SOFT_ADDRESS, UPLINK
@@ -26,7 +27,8 @@ def short_connections(lab: Lab, seconds: float) -> Outcome:
 
 def measure_reuse() -> dict[str, Outcome]:
     """Measure what there is to choose from, each in a lab of its own."""
-    ways: dict[str, Callable[[Lab], None]] = {
+    ways: dict[str, Callable[[Lab], object]] = {
+        PLAIN: lambda lab: plain(lab, SLICE),
         'timestamps = "keep"': lambda lab: natctl(lab, "keep"),
         'timestamps = "strip"': lambda lab: natctl(lab, "strip"),
         "only where a port is used again": only_reused,
@@ -69,7 +71,7 @@ def fully_random(lab: Lab) -> None:
     )
 
 
-def _measured(set_up: Callable[[Lab], None], seconds: float = SECONDS) -> Outcome:
+def _measured(set_up: Callable[[Lab], object], seconds: float = SECONDS) -> Outcome:
     with Lab(slices=[f"{SOFT_ADDRESS}:{SLICE}"], clients=CLIENTS) as lab:
         serve(lab.server)
         set_up(lab)
