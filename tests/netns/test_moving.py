@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -20,20 +21,21 @@ from moving import EGRESS, SERVER, SERVER_6, SOFT, SOFT_6, Flows, Pair, pair
 
 from nat_rewriter.model.pools import Holding, StoreAddress
 from nat_rewriter.pool import PoolStore, open_store
+from netns_lab.etcd_cluster import Cluster, Place
 from netns_lab.host import end_process, round_trip
 
 CONFIG = """version = 1
 [[pool]]
 name = "fleet"
 addresses = ["{address}"]
-ports = "9216-{last}"
+ports = "9216-10239"
 slice_size = 1024
 ttl_s = {ttl_s}
 hold_down_s = 2
 low_water = 0.001
 least = 1
 [store]
-url = "sqlite:{store}"
+url = "{store}"
 [[snat]]
 name = "clients"
 source = ["{clients}"]
@@ -72,6 +74,10 @@ class Agent:
         """Return all that it has told."""
         return self._log.read_text()
 
+    def end(self) -> None:
+        """End it, however often it was started."""
+        end_process(self.process)
+
     def kill(self) -> None:
         """End it at once."""
         self.process.send_signal(signal.SIGKILL)
@@ -81,19 +87,19 @@ class Agent:
 class Fleet:
     """Two hosts with an agent each; the first of them holds the one slice that there is."""
 
-    def __init__(self, hosts: Pair, address: str, directory: Path, resources: ExitStack, ttl_s: int, last: int) -> None:
-        text = CONFIG.format(
-            address=address, clients=CLIENTS[address], store=directory / "pools", ttl_s=ttl_s, last=last
-        )
+    def __init__(
+        self, hosts: Pair, directory: Path, resources: ExitStack, store: StoreAddress, address: str, ttl_s: int
+    ) -> None:
         self.hosts, self.address, self.directory = hosts, address, directory
         self.config = directory / "natctl.toml"
-        self.config.write_text(text)
+        self.config.write_text(CONFIG.format(address=address, clients=CLIENTS[address], store=store, ttl_s=ttl_s))
         hosts.natctl("egress-a", "pool", "init", "--config", self.config)
-        self.store: PoolStore = resources.enter_context(open_store(StoreAddress("sqlite", str(directory / "pools"))))
-        (self.block,) = [each.block for each in self.store.acquire("fleet", "egress-a", 1)]
+        with hosts.server.enter():
+            self.store: PoolStore = resources.enter_context(open_store(store))
+            self.store.acquire("fleet", "egress-a", 1)
         self.agents = {name: Agent(hosts, name, self.config, directory) for name in EGRESS}
         for agent in self.agents.values():
-            resources.callback(end_process, agent.process)
+            resources.callback(agent.end)
             agent.until("applied")
 
     def transfer(
@@ -114,7 +120,8 @@ class Fleet:
 
     def holding(self) -> Holding:
         """Return who has the slice."""
-        (found,) = self.store.holdings("fleet")
+        with self.hosts.server.enter():
+            (found,) = self.store.holdings("fleet")
         return found
 
 
@@ -133,8 +140,13 @@ def fleet(hosts: Pair, tmp_path: Path) -> Iterator[Make]:
         hosts.server.tcp_server(443)
         hosts.server.udp_server(53)
 
-        def make(address: str = SOFT, ttl_s: int = 10, last: int = 10239) -> Fleet:
-            return Fleet(hosts, address, tmp_path, resources, ttl_s, last)
+        def make(address: str = SOFT, ttl_s: int = 10, store: str = "sqlite") -> Fleet:
+            if store == "sqlite":
+                where = StoreAddress("sqlite", str(tmp_path / "pools"))
+            else:
+                place = Place(SERVER, enter=hosts.server.enter)
+                where = StoreAddress("etcd", endpoints=resources.enter_context(Cluster(tmp_path, [place])).endpoints)
+            return Fleet(hosts, tmp_path, resources, where, address, ttl_s)
 
         yield make
 
@@ -151,9 +163,11 @@ def seconds_between(before: dict[str, Any], after: dict[str, Any]) -> float:
     return (last - first) % 60
 
 
-@pytest.mark.parametrize("address", [SOFT, SOFT_6])
-def test_flows_go_along(fleet: Make, address: str) -> None:
-    made = fleet(address)
+@pytest.mark.parametrize(("address", "store"), [(SOFT, "sqlite"), (SOFT_6, "sqlite"), (SOFT, "etcd")])
+def test_flows_go_along(fleet: Make, address: str, store: str) -> None:
+    if store == "etcd" and not shutil.which("etcd"):
+        pytest.skip("needs etcd: apt-get install etcd-server")
+    made = fleet(address, store=store)
     count = 1000 if LONG else 60
     flows = Flows(made.hosts.client, [WEB[address]], count)
     datagrams = [made.hosts.client.udp_connect((WEB[address][0], 53)) for _ in range(5)]
@@ -177,8 +191,8 @@ def test_flows_go_along(fleet: Make, address: str) -> None:
     gap_s = seconds_between(made.agents["egress-a"].until("closed"), made.agents["egress-b"].until("taken-over"))
     longest_s = max(flow.longest_s for flow in flows.flows)
     print(
-        f"{count} flows over {address}: the slice stood still for {gap_s:.3f} s, the command took {told['took_s']} s, "
-        f"no flow waited longer than {longest_s:.3f} s"
+        f"{count} flows over {address}, {store}: the slice stood still for {gap_s:.3f} s, the command took "
+        f"{told['took_s']} s, no flow waited longer than {longest_s:.3f} s"
     )
     flows.stop()
 
@@ -285,8 +299,8 @@ def test_by_hand(fleet: Make) -> None:
     path = made.directory / "by-hand.toml"
     path.write_text(made.config.read_text() + "\n" + held.stdout)
     state = ("--state", made.directory / "egress-a")
-    listed = made.hosts.natctl("egress-a", "flows", "--slice", f"fleet.{SOFT}.9216", "--json", "--config", path)
     made.hosts.natctl("egress-a", "apply", "--config", made.config, *state)
+    listed = made.hosts.natctl("egress-a", "flows", "--slice", f"fleet.{SOFT}.9216", "--json", "--config", path)
     made.hosts.natctl("egress-b", "remove", "--config", path, "--state", made.directory / "egress-b")
     taken = made.hosts.natctl("egress-b", "pool", "accept", "--config", path, input=listed.stdout)
     assert taken.stdout == "20 taken, 0 sockets, 0 clashed\n"
