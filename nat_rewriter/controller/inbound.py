@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 
-from nat_rewriter.errors import NatctlError, StateError
+from nat_rewriter.errors import NatctlError
 from nat_rewriter.kernel.inbound import Handover, own_peer
 from nat_rewriter.model.inbound import Holders, Inbound, Peer
 from nat_rewriter.model.policy import Policy
@@ -35,23 +34,23 @@ class InboundKeeper:
         self._address = policy.store
         self._ttl_s = min(pool.ttl_s for pool in self._pools)
         self._handover = Handover(policy.controller.table)
-        self._seen, self._raised = Holders(), False
+        self._seen: Holders | None = None
         self._links: dict[str, str] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Put the rules in place as the store has it now, tell where this host is, and go on following.
+        """Begin to follow the store; rules of an agent before stay until it has answered.
 
-        While the store is silent, the rules of an agent before stay as they are.
+        Raises NatctlError for an address or a device that is not this host's.
         """
         if self._inbound is None:
             self._handover.take_down()
             return
         peer = own_peer(self._host, self._inbound)
-        with suppress(StateError), open_store(self._address) as store:
-            self._raise_up(self._inbound, peer, store)
-        self._thread = threading.Thread(target=self._run, args=(peer,), name="natctl-inbound", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(self._inbound, peer), name="natctl-inbound", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:
@@ -72,40 +71,42 @@ class InboundKeeper:
         if self._thread:
             self._thread.join()
 
-    def _run(self, peer: Peer) -> None:
+    def _run(self, inbound: Inbound, peer: Peer) -> None:
         failure = ""
         while not self._ended.is_set():
             try:
                 with open_store(self._address) as store, store.hosts.watch() as watch:
-                    self._follow(peer, store, watch)
+                    self._follow(inbound, peer, store, watch)
             except NatctlError as error:
                 if str(error) != failure:
                     self._told("failed", str(error))
                 failure = str(error)
                 self._ended.wait(_RETRY_S)
 
-    def _raise_up(self, inbound: Inbound, peer: Peer, store: PoolStore) -> None:
-        self._seen = store.hosts.holders()
-        self._handover.raise_up(self._pools, inbound, self._elements(self._seen))
-        self._raised = True
-        store.hosts.announce(peer, self._ttl_s)
-
-    def _follow(self, peer: Peer, store: PoolStore, watch: HoldersWatch) -> None:
-        if self._inbound and not self._raised:
-            self._raise_up(self._inbound, peer, store)
+    def _follow(self, inbound: Inbound, peer: Peer, store: PoolStore, watch: HoldersWatch) -> None:
+        """Keep the rules to what the store says. Others are told of this host once it has rules."""
         due = 0.0
         while not self._ended.is_set():
+            if (holders := watch.wait(_WAIT_S)) is not None:
+                self._take_up(inbound, holders)
             if time.monotonic() >= due:
+                self._mend(inbound)
                 store.hosts.announce(peer, self._ttl_s)
                 due = time.monotonic() + self._ttl_s / _ANNOUNCEMENTS_IN_A_TERM
-            if (holders := watch.wait(_WAIT_S)) is not None:
-                self._take_up(holders)
 
-    def _take_up(self, holders: Holders) -> None:
+    def _take_up(self, inbound: Inbound, holders: Holders) -> None:
         before, self._seen = self._seen, holders
-        self._handover.update(self._elements(holders), self._given(before, holders), self._ttl_s)
-        if before.peers.keys() != holders.peers.keys():
+        if before is None:
+            self._handover.raise_up(self._pools, inbound, self._elements(holders))
+        else:
+            self._handover.update(self._elements(holders), self._given(before, holders), self._ttl_s)
+        if before is None or before.peers.keys() != holders.peers.keys():
             self._told("inbound", f"hands over to {len(holders.peers.keys() - {self._host})} hosts")
+
+    def _mend(self, inbound: Inbound) -> None:
+        """Put everything in place again where somebody has emptied the kernel's tables."""
+        if self._seen is not None and not self._handover.stands():
+            self._handover.raise_up(self._pools, inbound, self._elements(self._seen))
 
     def _given(self, before: Holders, after: Holders) -> dict[Block, Address]:
         """Return the blocks that this host had and another has now, and where that is."""

@@ -41,6 +41,11 @@ class Handover(KernelNft):
         self._rules = render_inbound(self._table, pools, inbound, host=True)
         self._load_all(elements)
 
+    def stands(self) -> bool:
+        """Tell whether the tables are there."""
+        name = inbound_table_name(self._table)
+        return self.find_listing("netdev", name) is not None
+
     def update(self, elements: Elements, given: Mapping[Block, Address], given_s: int) -> None:
         """Change what differs, in one transaction; ``given`` are blocks that were this host's, and where each is."""
         changes = inbound_changes(self._table, self._there, elements, host=True)

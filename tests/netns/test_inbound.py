@@ -74,7 +74,7 @@ pools = ["six"]
 class Fleet:
     """Hosts with an agent each; the first one has a client behind it."""
 
-    def __init__(self, lab: Segment, directory: Path, ttl_s: int = 30) -> None:
+    def __init__(self, lab: Segment, directory: Path, ttl_s: int = 15) -> None:
         self.lab, self.store_path, self._ttl_s = lab, directory / "pools", ttl_s
         self.configs = [directory / f"h{number}.toml" for number in range(len(lab.hosts))]
         for number, path in enumerate(self.configs):
@@ -110,7 +110,7 @@ class Fleet:
         return elements == [others // 2, others // 2, 1, 1]
 
     def elements(self, number: int, name: str, family: str = "netdev") -> list[Any]:
-        words = ["nft", "-j", "list", "set" if name in ("own4", "own6", "peers") else "map"]
+        words = ["nft", "-j", "list", "set" if name.startswith(("own4", "own6", "mine", "peers")) else "map"]
         done = self.lab.hosts[number].run([*words, family, "natctl_inbound", name], check=False)
         if done.returncode:
             return []
@@ -120,10 +120,16 @@ class Fleet:
 
     def owned(self, number: int, shared: str) -> int:
         """Return the first port that a host holds of an address."""
-        with open_store(StoreAddress("sqlite", str(self.store_path))) as store:
-            found = store.holdings("six" if ":" in shared else "four")
-        (first,) = [each.block.first for each in found if each.host == f"h{number}" and not each.resting]
-        return first
+        found: list[int] = []
+
+        def holds() -> bool:
+            with open_store(StoreAddress("sqlite", str(self.store_path))) as store:
+                holdings = store.holdings("six" if ":" in shared else "four")
+            found[:] = [each.block.first for each in holdings if each.host == f"h{number}" and not each.resting]
+            return bool(found)
+
+        assert wait_until(holds, 60.0), self.agents[number].warnings()
+        return found[0]
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +263,105 @@ def test_a_hop_too_many(fleet: Fleet, family: int) -> None:
         sock.sendto(b"late", (shared, port + hops))
         seen = capture.wait_for(lambda packet, at=port + hops: packet.tuple.dport == at, 3.0 if arrives else 0.5)
         assert bool(seen) == arrives
+
+
+def test_a_router_hands_over_by_what_is_exported(fleet: Fleet, tmp_path: Path) -> None:
+    """The upstream deals no more: it has the rules itself, and no other host sees the packets."""
+    told = json.loads(fleet.natctl(1, "pool", "export"))
+    assert {host["host"]: host["addresses"][0] for host in told["hosts"]} == {
+        f"h{number}": peer_address(number) for number in range(3)
+    }
+    for each in told["slices"]:
+        number = int(each["host"].removeprefix("h"))
+        assert each["to"] == (peer_address_6(number) if ":" in each["address"] else peer_address(number))
+        assert each["first"] == fleet.owned(number, each["address"])
+        assert (each["first"] + 5) & each["mask"] == each["first"]
+    text = fleet.natctl(1, "pool", "export", "--format", "nft", "--arrival", "core0", "--device", "br0")
+    fleet.lab.upstream.nft(text)
+    fleet.lab.upstream.nft(text)  # replaces what was there
+    fleet.lab.upstream.run(["nft", "delete", "table", "netdev", "deal"])
+    captures = [host.capture(SEGMENT_LINK) for host in fleet.lab.hosts]
+    try:
+        for shared, server in ENDS:
+            for number, host in enumerate(fleet.lab.hosts):
+                source = (shared, fleet.owned(number, shared) + 31)
+                assert round_trip(host.tcp_connect((server, TCP), src=source))
+                assert host.ping(server, src=shared, ident=source[1])
+                with host.udp_connect((server, UDP), src=source) as sock:
+                    assert answered(sock, 4000)
+    finally:
+        fleet.lab.upstream.run(["nft", "delete", "table", "netdev", "natctl_inbound"])
+    for number, capture in enumerate(captures):
+        arrived = {p.tuple.dport for p in capture.packets() if p.tuple.protocol == "tcp" and p.tuple.sport == TCP}
+        assert arrived == {fleet.owned(number, shared) + 31 for shared in (SHARED, SHARED_6)}
+
+
+def test_rules_follow_a_slice_that_moves(fleet: Fleet) -> None:
+    """A flow whose slice goes to another host goes on there, wherever its packets come in."""
+    sock = fleet.lab.hosts[0].udp_connect((SERVER, UDP), src=(SHARED, fleet.owned(0, SHARED) + 41))
+    assert round_trip(sock)
+    first = fleet.owned(0, SHARED)
+    with open_store(StoreAddress("sqlite", str(fleet.store_path))) as store:
+        block = next(each.block for each in store.holdings("four") if each.block.first == first)
+        store.transfer("four", block, "h0", "h1")
+    element = {"concat": [SHARED, first]}
+    assert wait_until(lambda: [element, peer_address(1)] in fleet.elements(2, "owners4"), 20)
+    assert wait_until(lambda: [element, peer_address(1)] in fleet.elements(2, "owners4", "ip"), 20)
+    assert wait_until(lambda: [element, peer_address(1)] in fleet.elements(0, "owners4"), 20)
+    assert wait_until(lambda: all(element not in pair for pair in fleet.elements(1, "owners4")), 20)
+    # Who does not know yet sends it to the host that had it, which hands it on.
+    assert [element, peer_address(1)] in [[pair[0]["elem"]["val"], pair[1]] for pair in fleet.elements(0, "given4")]
+    key = f"netdev natctl_inbound owners4 {{ {SHARED} . {first}"
+    fleet.lab.hosts[2].nft(f"delete element {key} }}\nadd element {key} : {peer_address(0)} }}")
+    fleet.lab.deal_to([2])
+    capture = fleet.lab.hosts[1].capture(SEGMENT_LINK)
+    sock = fleet.lab.server.open_socket(socket.SOCK_DGRAM)
+    sock.sendto(b"late", (SHARED, first + 43))
+    assert capture.wait_for(lambda packet: packet.tuple.dport == first + 43)
+    fleet.lab.hosts[2].nft(f"delete element {key} }}\nadd element {key} : {peer_address(1)} }}")
+
+
+def test_a_host_without_its_agent_goes_on_handing_over(fleet: Fleet) -> None:
+    known = {"concat": [SHARED, fleet.owned(0, SHARED)]}
+    assert wait_until(lambda: [known, peer_address(0)] in fleet.elements(2, "owners4"), 20)
+    fleet.agents[2].kill()
+    with open_store(StoreAddress("sqlite", str(fleet.store_path))) as store:
+        store.hosts.depart("h2")  # as the end of its term would
+    assert wait_until(lambda: all(to != peer_address(2) for _, to in fleet.elements(0, "slots4")), 20)
+    assert len(fleet.elements(0, "slots4")) + len(fleet.elements(0, "mine4")) == 256
+    for dealt in ([2], [0, 1, 2]):
+        fleet.lab.deal_to(dealt)
+        for shared, server in ENDS:
+            source = (shared, fleet.owned(0, shared) + 51)
+            with fleet.lab.hosts[0].udp_connect((server, UDP), src=source, timeout_s=0.5) as sock:
+                # It may have taken the slice just now.
+                assert wait_until(lambda sock=sock: round_trip(sock, b"first"), 20)
+                assert all(round_trip(sock, b"a" * size) for size in range(10, 16))
+    fleet.agents[2].start()
+    assert wait_until(lambda: any(to == peer_address(2) for _, to in fleet.elements(0, "slots4")), 30)
+
+
+def leave(agent: RunningAgent) -> None:
+    """Ask an agent to end."""
+    agent.terminate()
+    assert wait_until(agent.ended, 60)
+
+
+def test_what_is_given_back_is_taken_away(fleet: Fleet) -> None:
+    def tables(number: int) -> str:
+        return fleet.lab.hosts[number].run(["nft", "list", "tables"]).stdout
+
+    leave(fleet.agents[1])
+    assert tables(1).count("natctl_inbound") == 3
+    again = RunningAgent(fleet.lab.hosts[1], "h1", fleet.configs[1], ("--give-back",))
+    before = len(again.deeds())
+    again.start()
+    again.wait_for("inbound", before)
+    leave(again)
+    assert "natctl_inbound" not in tables(1), again.warnings()
+    assert wait_until(lambda: all(to != peer_address(1) for _, to in fleet.elements(0, "owners4")), 20)
+    fleet.lab.hosts[0].run(["nft", "flush", "ruleset"])
+    assert wait_until(lambda: len(fleet.elements(0, "owners4")) == 1, 20), fleet.agents[0].warnings()
+    leave(fleet.agents[0])
+    fleet.natctl(0, "remove", "--state", str(fleet.configs[0].with_suffix(".state")))
+    assert "natctl" not in tables(0)
