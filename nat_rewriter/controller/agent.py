@@ -90,6 +90,8 @@ class Agent:
         self.look()
         self._renew()
         self._finish_drain()
+        if self._moving.flows_have_ended():
+            self._applied = None
         self._apply_if_changed()
         if not self._drain and not self._moving.under_way and not self._holdings.silent:
             for held, uses in self._uses():

@@ -8,6 +8,8 @@ it is known whose the slice is.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -43,6 +45,7 @@ class Moving:
         self.leaving: set[Block] = set()
         self.under_way = False
         self._changed = True
+        self._ended_at = math.inf
 
     def begin(self) -> None:
         """Take back what an agent of this host before has begun to give; wait with what it was to take.
@@ -77,6 +80,13 @@ class Moving:
             self._changed = False
         except StateError as error:
             self._holdings.note_silence(str(error))
+
+    def flows_have_ended(self) -> bool:
+        """Tell once that entries are gone which made the guard look at every packet."""
+        if time.monotonic() < self._ended_at:
+            return False
+        self._ended_at = math.inf
+        return True
 
     def _mine(self) -> list[Move]:
         return [move for move in self._moves.under_way() if self._host in (move.giver, move.taker)]
@@ -158,6 +168,7 @@ class Moving:
     def _let_end(self, move: Move, held: Held) -> None:
         flows, _ = movable_flows(held.pool.slice_of(move.block))
         let_flows_end([flow_from_record(each) for each in flows], LINGER_S)
+        self._ended_at = time.monotonic() + LINGER_S + 1
 
     def _keep(self, move: Move, held: Held, reason: str) -> None:
         """Go on with a block that is this host's still."""
