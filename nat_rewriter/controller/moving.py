@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from nat_rewriter.controller.generations import Warn
 from nat_rewriter.controller.holdings import Held, Holdings
@@ -29,6 +30,14 @@ LINGER_S = 60
 _SHOWN = 10
 
 
+class _Doubt(NamedTuple):
+    """A move of which the store has not said whether it was made, and what it said."""
+
+    move: Move
+    held: Held
+    reason: str
+
+
 class Moving:
     """The moves that this host takes part in; each ``look`` brings them on by a stage.
 
@@ -41,7 +50,7 @@ class Moving:
         self._moves, self._host = holdings.store.moves, holdings.host
         self._alarm = self._moves.alarm()
         self._awaited: set[Block] = set()
-        self._unanswered: dict[str, Move] = {}
+        self._doubts: dict[str, _Doubt] = {}
         self.leaving: set[Block] = set()
         self.under_way = False
         self._changed = True
@@ -68,15 +77,15 @@ class Moving:
             return
         try:
             self._changed = self._alarm.rung() or self._changed
-            if not (self._changed or self.under_way or self._unanswered):
+            if not (self._changed or self.under_way or self._doubts):
                 return
+            for doubt in tuple(self._doubts.values()):
+                self._settle(doubt)
             mine = self._mine()
             self.under_way = any(not move.stage.is_last for move in mine)
             self._await(mine)
             for move in mine:
                 self._bring_on(move, busy)
-            for move in tuple(self._unanswered.values()):
-                self._settle(move)
             self._changed = False
         except StateError as error:
             self._holdings.note_silence(str(error))
@@ -103,7 +112,7 @@ class Moving:
         held = self._holdings.of(move.pool)
         if move.stage is Stage.ASKED:
             self._reply(move, held, busy)
-        elif move.stage is Stage.READY and move.giver == self._host and held and move.token not in self._unanswered:
+        elif move.stage is Stage.READY and move.giver == self._host and held and move.token not in self._doubts:
             self._give(move, held)
         elif move.stage is Stage.MOVED and move.taker == self._host and held:
             self._take(move, held)
@@ -135,11 +144,10 @@ class Moving:
             with suppress(StateError):
                 self._moves.answer(move.at(Stage.REFUSED, str(error)))
             return
-        self._unanswered[move.token] = after
         try:
             self._holdings.store.transfer(move.pool, move.block, self._host, move.taker, after)
-        except NatctlError as error:  # that of a change which was made, and asked for again, too
-            self._warn(str(error))
+        except NatctlError as error:  # a refusal, too, may be that of a change that was made and asked for again
+            self._doubts[move.token] = _Doubt(after, held, str(error))
             return
         self._let_go(after, held)
 
@@ -159,7 +167,7 @@ class Moving:
 
     def _let_go(self, move: Move, held: Held) -> None:
         """Go on without a block that is another host's now; it is withdrawn when that host has it, or a step later."""
-        self._unanswered.pop(move.token, None)
+        self._doubts.pop(move.token, None)
         held.until.pop(move.block, None)
         held.closed.discard(move.block)
         self._let_end(move, held)
@@ -172,27 +180,24 @@ class Moving:
 
     def _keep(self, move: Move, held: Held, reason: str) -> None:
         """Go on with a block that is this host's still."""
-        self._unanswered.pop(move.token, None)
+        self._doubts.pop(move.token, None)
         self.leaving.discard(move.block)
         if move.block in held.closed:
             held.closed.discard(move.block)
             self._holdings.let_through()
         self._holdings.told("kept", held.pool, move.block, reason)
 
-    def _settle(self, move: Move) -> None:
+    def _settle(self, doubt: _Doubt) -> None:
         """Find out whose a block is, after the store has not said what became of its move."""
-        held = self._holdings.of(move.pool)
+        move, held, reason = doubt
         there = {each.token: each for each in self._moves.under_way()}.get(move.token)
-        if held is None or (there and there.stage is Stage.READY and not self._taken_back(there)):
+        if there and there.stage is Stage.READY and not self._moves.answer(there.at(Stage.REFUSED, reason)):
             return
         # From here on nobody can give it away any more: what the store says now is so.
         if move.block in {each.block for each in self._holdings.store.renew(move.pool, self._host)}:
-            self._keep(move, held, "the store did not answer in time")
+            self._keep(move, held, reason)
         else:
             self._let_go(move, held)
-
-    def _taken_back(self, move: Move) -> bool:
-        return self._moves.answer(move.at(Stage.REFUSED, f"{self._host} had no answer from the store"))
 
     # taking
 
