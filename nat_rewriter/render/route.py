@@ -14,6 +14,7 @@ from nat_rewriter.render.table import templates
 # After conntrack (-200), before anything that looks at marks (NF_IP_PRI_MANGLE is -150).
 PRIORITY = -155
 _ALL_BITS = 0xFFFFFFFF
+_FRAGMENTS_S = 30  # net.ipv4.ipfrag_time: as long as anybody waits for the rest
 
 
 class RouteTable(NamedTuple):
@@ -22,6 +23,42 @@ class RouteTable(NamedTuple):
     family: str
     name: str
     text: str
+
+
+class Portless(NamedTuple):
+    """How nft spells packets without ports of their own: ICMP errors, and fragments behind the first.
+
+    ``own``: protocol, addresses and ports of a packet without options, as bits behind its network header; ``quoted``:
+    the same of the packet that an ICMP error is about, as bits of the error. ``fragment``: what fragments of a packet
+    share.
+    """
+
+    own: str
+    quoted: str
+    errors: str
+    fragment: str
+    more_fragments: str
+    later_fragment: str
+
+
+_PORTLESS = {
+    4: Portless(
+        own="@nh,72,8 . @nh,96,32 . @nh,128,32 . @nh,160,32",
+        quoted="@th,136,8 . @th,160,32 . @th,192,32 . @th,224,32",
+        errors="icmp type { destination-unreachable, time-exceeded, parameter-problem }",
+        fragment="ip saddr . ip daddr . ip id",
+        more_fragments="ip frag-off & 0x2000 != 0",
+        later_fragment="ip frag-off & 0x1fff != 0",
+    ),
+    6: Portless(
+        own="@nh,48,8 . @nh,64,128 . @nh,192,128 . @nh,320,32",
+        quoted="@th,112,8 . @th,128,128 . @th,256,128 . @th,384,32",
+        errors="icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
+        fragment="ip6 saddr . ip6 daddr . frag id",
+        more_fragments="frag more-fragments 1",
+        later_fragment="frag frag-off != 0",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +71,7 @@ class Family(IpVersion):
     addresses: str
     ports: str
     gateway: Address | None
+    portless: Portless
 
 
 def route_table_name(table: str) -> str:
@@ -59,6 +97,7 @@ def render_route(route: Route, table: str) -> RouteTable:
             mask=_bits(route.mask),
             keep=_bits(_ALL_BITS & ~route.mask),
             priority=PRIORITY,
+            fragments_s=_FRAGMENTS_S,
         )
     )
     return RouteTable("netdev" if ingress else "inet", name, text)
@@ -67,7 +106,9 @@ def render_route(route: Route, table: str) -> RouteTable:
 def _family(route: Route, number: int) -> Family:
     slices = [owned for owned in route.slices if owned.address.version == number]
     addresses = set_of(dict.fromkeys(owned.address for owned in slices))
-    return Family(number, addresses, "{ " + ", ".join(owned_ports(slices)) + " }", route.gateway(number))
+    return Family(
+        number, addresses, "{ " + ", ".join(owned_ports(slices)) + " }", route.gateway(number), _PORTLESS[number]
+    )
 
 
 def _bits(value: int) -> str:

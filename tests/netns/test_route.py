@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -40,12 +42,21 @@ def ends(family: int, port: int) -> tuple[tuple[str, int], tuple[str, int]]:
     return (SOFT[family], port), (SERVERS[family], 443)
 
 
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
 def received(sock: socket.socket, wanted: int) -> int:
     """Receive so many bytes, or fewer where no more come in time."""
     count = 0
     while count < wanted and (part := sock.recv(wanted)):
         count += len(part)
     return count
+
+
+def handed_to_tunnel(lab: Lab) -> int:
+    """Return how many packets the tunnel's device was given."""
+    (device,) = json.loads(lab.egress.run(["ip", "-s", "-j", "link", "show", "soft0"]).stdout)
+    return int(device["stats64"]["tx"]["packets"])
 
 
 def settings(lab: Lab) -> list[str | None]:
@@ -165,13 +176,56 @@ def test_sockets_that_are_in_the_way_are_told(lab: Lab, tunnel: Tunnel, router: 
 @pytest.mark.parametrize("answer", ["ingress", "sysctl"])
 @pytest.mark.parametrize("family", [4, 6])
 def test_errors_about_packets_of_the_tunnel(family: int, answer: str, lab: Lab, tunnel: Tunnel, router: Router) -> None:
-    """Conntrack knows what an ICMP error is about; the ingress hook does not, and leaves it to the host."""
     router.apply(answer)
     closed = (SERVERS[family], 54)
+    before = handed_to_tunnel(lab)
     assert not tunnel.open((SOFT[family], 9001), closed, "udp", timeout_s=0.4).works
     packets = router.show()["packets"]
-    brought, left = packets[f"replies{family}"], packets[f"passed{family}"]
-    assert (brought > 0, left > 0) == ((False, True) if answer == "ingress" else (True, False))
+    assert (packets[f"replies{family}"] > 0, packets[f"passed{family}"]) == (True, 0)
+    assert handed_to_tunnel(lab) > before
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_errors_about_packets_of_ordinary_sockets_stay_theirs(
+    family: int, lab: Lab, tunnel: Tunnel, router: Router
+) -> None:
+    router.apply()
+    assert tunnel.open(*ends(family, 9001)).works
+    before = router.show()["packets"][f"replies{family}"]
+    with lab.egress.open_socket(socket.SOCK_DGRAM, FAMILY[family]) as sock:
+        sock.bind((SOFT[family], 9002))
+        sock.connect((SERVERS[family], 54))
+        sock.settimeout(5)
+        sock.send(b"natctl")
+        with pytest.raises(ConnectionRefusedError):
+            sock.recv(1)
+    assert router.show()["packets"][f"replies{family}"] == before
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("family", [4, 6])
+def test_all_fragments_of_a_reply_get_to_the_tunnel(
+    family: int, answer: str, lab: Lab, tunnel: Tunnel, router: Router
+) -> None:
+    router.apply(answer)
+    lab.upstream.nft("delete table inet upstream")  # which lets through what has a port of a slice
+    with lab.server.open_socket(socket.SOCK_DGRAM, FAMILY[family]) as server:
+        server.bind((SERVERS[family], 5300))
+        assert not tunnel.open((SOFT[family], 9001), (SERVERS[family], 5300), "udp", timeout_s=0.4).works
+        before = router.show()["packets"]
+        server.sendto(b"n" * 4000, (SOFT[family], 9001))
+        server.sendto(b"n" * 4000, (SOFT[family], 9002))  # of nobody's tuple
+
+    def counted() -> tuple[int, ...]:
+        now = router.show()["packets"]
+        return tuple(now[name] - before[name] for name in (f"replies{family}", f"passed{family}"))
+
+    # Conntrack puts fragments together before they are counted.
+    pieces = 3 if answer == "ingress" else 1
+    deadline = time.monotonic() + 10
+    while counted() != (pieces, pieces) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert counted() == (pieces, pieces)
 
 
 # paths and devices
