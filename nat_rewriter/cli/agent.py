@@ -19,6 +19,7 @@ from nat_rewriter.errors import EXIT_DONE, NatctlError
 
 if TYPE_CHECKING:
     from nat_rewriter.controller.agent import Agent
+    from nat_rewriter.controller.inbound import InboundKeeper
     from nat_rewriter.model.generations import Configuration
     from nat_rewriter.model.pools import Deed
 
@@ -63,17 +64,22 @@ def agent(env: Env, host: str, give_back: bool, state: Path | None) -> int:
         stack.callback(inbound.close)
         running.begin()
         inbound.begin()
-        _run(running, service, stopped)
+        _run(running, inbound, service, stopped)
         if give_back:
             running.give_back()
             inbound.leave()
     return EXIT_DONE
 
 
-def _run(running: Agent, service: Service, stopped: Callable[[], bool]) -> None:
+def _run(running: Agent, inbound: InboundKeeper, service: Service, stopped: Callable[[], bool]) -> None:
     """Take one step after the other, and look for moves in between; what fails is told, and tried again."""
+
+    def follow(configuration: Configuration) -> None:
+        inbound.refuse_other(configuration)
+        running.follow(configuration)
+
     due = 0.0
-    for again_s in service.attend(_until(stopped), running.follow):
+    for again_s in service.attend(_until(stopped), follow):
         pause_s = again_s
         try:
             if time.monotonic() >= due:

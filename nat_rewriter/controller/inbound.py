@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 from nat_rewriter.errors import NatctlError
 from nat_rewriter.kernel.inbound import Handover, own_peer
-from nat_rewriter.model.inbound import Holders, Inbound, Peer
+from nat_rewriter.model.generations import Configuration
+from nat_rewriter.model.inbound import Holders, Inbound
 from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.pools import Block, Deed
 from nat_rewriter.model.slices import Address
@@ -26,11 +27,14 @@ class InboundKeeper:
     """Tells the others where this host is, and follows who holds what, in a thread with a store of its own.
 
     What the kernel has stays when the keeper ends or the store is silent: most of it is still right. Does nothing where
-    the policy has no ``[inbound]``, but take away what was there of another.
+    the policy has no ``[inbound]``, but take away what was there of another. Raises NatctlError for a device or an
+    address that is none of this host's.
     """
 
     def __init__(self, policy: Policy, host: str, tell: Callable[[Deed], None]) -> None:
         self._pools, self._inbound, self._host, self._tell = tuple(policy.pools), policy.inbound, host, tell
+        if policy.inbound:
+            own_peer(host, policy.inbound)
         self._address = policy.store
         self._ttl_s = min(pool.ttl_s for pool in self._pools)
         self._handover = Handover(policy.controller.table)
@@ -40,18 +44,17 @@ class InboundKeeper:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Begin to follow the store; rules of an agent before stay until it has answered.
-
-        Raises NatctlError for an address or a device that is not this host's.
-        """
+        """Begin to follow the store; rules of an agent before stay until it has answered."""
         if self._inbound is None:
             self._handover.take_down()
             return
-        peer = own_peer(self._host, self._inbound)
-        self._thread = threading.Thread(
-            target=self._run, args=(self._inbound, peer), name="natctl-inbound", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, args=(self._inbound,), name="natctl-inbound", daemon=True)
         self._thread.start()
+
+    def refuse_other(self, configuration: Configuration) -> None:
+        """Raise NatctlError where a configuration has another ``[inbound]``."""
+        if configuration.policy.inbound != self._inbound:
+            raise NatctlError("reload", "another [inbound] needs a restart of the agent", configuration.source)
 
     def close(self) -> None:
         """Follow no more; the rules stay."""
@@ -71,19 +74,19 @@ class InboundKeeper:
         if self._thread:
             self._thread.join()
 
-    def _run(self, inbound: Inbound, peer: Peer) -> None:
+    def _run(self, inbound: Inbound) -> None:
         failure = ""
         while not self._ended.is_set():
             try:
                 with open_store(self._address) as store, store.hosts.watch() as watch:
-                    self._follow(inbound, peer, store, watch)
+                    self._follow(inbound, store, watch)
             except NatctlError as error:
                 if str(error) != failure:
                     self._told("failed", str(error))
                 failure = str(error)
                 self._ended.wait(_RETRY_S)
 
-    def _follow(self, inbound: Inbound, peer: Peer, store: PoolStore, watch: HoldersWatch) -> None:
+    def _follow(self, inbound: Inbound, store: PoolStore, watch: HoldersWatch) -> None:
         """Keep the rules to what the store says. Others are told of this host once it has rules."""
         due = 0.0
         while not self._ended.is_set():
@@ -91,7 +94,7 @@ class InboundKeeper:
                 self._take_up(inbound, holders)
             if time.monotonic() >= due:
                 self._mend(inbound)
-                store.hosts.announce(peer, self._ttl_s)
+                store.hosts.announce(own_peer(self._host, inbound), self._ttl_s)
                 due = time.monotonic() + self._ttl_s / _ANNOUNCEMENTS_IN_A_TERM
 
     def _take_up(self, inbound: Inbound, holders: Holders) -> None:
@@ -104,7 +107,7 @@ class InboundKeeper:
             self._told("inbound", f"hands over to {len(holders.peers.keys() - {self._host})} hosts")
 
     def _mend(self, inbound: Inbound) -> None:
-        """Put everything in place again where somebody has emptied the kernel's tables."""
+        """Put everything in place again where somebody has emptied the kernel's tables, or made a device anew."""
         if self._seen is not None and not self._handover.stands():
             self._handover.raise_up(self._pools, inbound, self._elements(self._seen))
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from nat_rewriter.errors import NatctlError, NetlinkError, NftError
 from nat_rewriter.kernel.nft import KernelNft
@@ -35,16 +35,18 @@ class Handover(KernelNft):
         super().__init__()
         self._table = table
         self._rules, self._there = "", dict[str, Mapping[str, str]]()
+        self._devices: dict[str, int] = {}
 
     def raise_up(self, pools: Sequence[Pool], inbound: Inbound, elements: Elements) -> None:
         """Put the tables in place, in one transaction with what belongs into them."""
         self._rules = render_inbound(self._table, pools, inbound, host=True)
+        self._devices = _numbers(inbound.devices)
         self._load_all(elements)
 
     def stands(self) -> bool:
-        """Tell whether the tables are there."""
-        name = inbound_table_name(self._table)
-        return self.find_listing("netdev", name) is not None
+        """Tell whether the tables are there, for the devices that are there now: rules have their numbers."""
+        same = _numbers(self._devices) == self._devices
+        return same and self.find_listing("netdev", inbound_table_name(self._table)) is not None
 
     def update(self, elements: Elements, given: Mapping[Block, Address], given_s: int) -> None:
         """Change what differs, in one transaction; ``given`` are blocks that were this host's, and where each is."""
@@ -91,6 +93,12 @@ def link_address(device: str) -> str:
     if kind != _ETHERNET:
         raise NetlinkError("read link-layer address", errno.EAFNOSUPPORT, f"not an Ethernet device: {device!r}")
     return bytes(link).hex(":")
+
+
+def _numbers(devices: Iterable[str]) -> dict[str, int]:
+    """Return the numbers that devices have now; those that are not there are left out."""
+    there = {name: number for number, name in socket.if_nameindex()}
+    return {name: there[name] for name in devices if name in there}
 
 
 def _deletion(table: str) -> list[str]:
