@@ -9,11 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from nat_rewriter.kernel.inbound import Handover
-from nat_rewriter.model.inbound import Inbound
-from nat_rewriter.model.pools import Pool
+from nat_rewriter.kernel.inbound import Handover, link_address
+from nat_rewriter.model.inbound import Holders, Inbound, Peer
+from nat_rewriter.model.pools import Block, Pool
 from nat_rewriter.model.slices import PortRange
-from netns_lab.segment import SEGMENT_LINK, SHARED, cable, configure, hosts_of_their_own, peer_address
+from nat_rewriter.render.inbound import inbound_elements
+from netns_lab.host import Host
+from netns_lab.segment import (
+    SEGMENT_LINK,
+    SERVER,
+    SHARED,
+    cable,
+    configure,
+    hosts_of_their_own,
+    peer_address,
+    segment,
+)
 
 CONFIG = """version = 1
 [[pool]]
@@ -68,3 +79,39 @@ def test_what_an_agent_cannot_tell_others(tmp_path: Path, device: str, peer: str
         done = host.run([*command, *words], check=False)
         assert done.returncode == 1
         assert told in done.stderr
+
+
+def test_a_vxlan_between_the_hosts() -> None:
+    """Hosts that are on several segments reach each other by a device that makes one of them."""
+    pool = Pool("four", (ip_address(SHARED),), PortRange(8192, 16383), 1024)
+    block = Block(ip_address(SHARED), 9216, 1024)
+    with segment(2) as lab, ExitStack() as tables:
+        lab.server.tcp_server(443)
+        for number, host in enumerate(lab.hosts):
+            _overlay(host, number)
+        peers = {f"h{number}": _peer(host, number) for number, host in enumerate(lab.hosts)}
+        for number, host in enumerate(lab.hosts):
+            with host.enter():
+                handover = tables.enter_context(Handover("natctl"))
+            elements = inbound_elements([pool], Holders({block: "h0"}, peers), f"h{number}")
+            handover.raise_up([pool], Inbound("vx0", (), (SEGMENT_LINK,)), elements)
+        lab.deal_to([1])
+        with lab.hosts[0].tcp_connect((SERVER, 443), src=(SHARED, 9300), timeout_s=10) as sock:
+            sock.sendall(b"x" * 50_000)
+            back = 0
+            while back < 50_000 and (part := sock.recv(65536)):
+                back += len(part)
+        assert back == 50_000
+
+
+def _overlay(host: Host, number: int) -> None:
+    words = f"vxlan id 7 dstport 4789 local {peer_address(number)} dev {SEGMENT_LINK}"
+    host.run(["ip", "link", "add", "vx0", "type", *words.split()])
+    configure(host, "vx0", f"192.168.7.{11 + number}/24")
+    words = f"fdb append 00:00:00:00:00:00 dev vx0 dst {peer_address(1 - number)}"
+    host.run(["bridge", *words.split()])
+
+
+def _peer(host: Host, number: int) -> Peer:
+    with host.enter():
+        return Peer(f"h{number}", (ip_address(f"192.168.7.{11 + number}"),), link_address("vx0"))
