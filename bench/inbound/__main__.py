@@ -1,21 +1,25 @@
-"""``python -m bench.inbound``: measure, and print the table of ``docs/inbound.md``."""
+"""``python -m bench.inbound``: measure, print the tables, and put them into the documentation."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from bench.coexist.load import NoCompiler
-from bench.coexist.tables import markdown
+from bench.coexist.tables import markdown, where
 from bench.inbound.place import Place, place
 from bench.packets.place import NotMeasured
 from nat_rewriter.errors import NatctlError
 from netns_lab.enter import enter_if_needed
 
 ROUNDS = 8
+DOCUMENT = Path(__file__).parents[2] / "docs" / "inbound.md"
+BEGIN, END = "<!-- inbound: begin -->", "<!-- inbound: end -->"
 FLOOR, ROUTE = "dropped on arrival", "forwarded by a route"
 WAYS: Mapping[str, Callable[[Place], None]] = {
     FLOOR: Place.drop,
@@ -29,19 +33,29 @@ WAYS: Mapping[str, Callable[[Place], None]] = {
 def main() -> int:
     """Measure what was asked for; all of it where nothing was."""
     parser = argparse.ArgumentParser(prog="bench.inbound", description="What handing a packet over costs.")
-    parser.add_argument("--slices", type=int, nargs="+", default=(10, 1_000, 100_000), help="default: %(default)s")
+    parser.add_argument("--slices", type=int, nargs="+", default=(1_000, 100_000), help="default: %(default)s")
     parser.add_argument("--family", type=int, nargs="+", choices=[4, 6], default=(4, 6))
     parser.add_argument("--times", type=int, default=15, help="turns of each way; default: %(default)s")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/inbound.md")
     options = parser.parse_args()
     try:
         enter_if_needed()
-        for family in options.family:
-            for count in options.slices:
-                print(f"{count:,} slices of IPv{family}:\n\n{_table(_measured(family, count, options.times))}\n")
+        tables = [_shown(family, count, options.times) for family in options.family for count in options.slices]
     except (NoCompiler, NotMeasured, NatctlError) as error:
         print(f"bench.inbound: {error}", file=sys.stderr)
         return 4
+    if options.write:
+        body = "\n\n".join((BEGIN, where(), *tables, END))
+        DOCUMENT.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: body, DOCUMENT.read_text(), flags=re.DOTALL))
     return 0
+
+
+def _shown(family: int, count: int, times: int) -> str:
+    seen = _measured(family, count, times)
+    spent = statistics.median(seen[ROUTE])
+    table = f"{count:,} slices of IPv{family}; by a route a packet takes {spent:.0f} ns in all:\n\n{_table(seen)}"
+    print(table, end="\n\n", flush=True)
+    return table
 
 
 def _measured(family: int, count: int, times: int) -> dict[str, list[float]]:
@@ -59,15 +73,16 @@ def _measured(family: int, count: int, times: int) -> dict[str, list[float]]:
 
 
 def _table(seen: Mapping[str, Sequence[float]]) -> str:
-    """Return medians, and the ratio to forwarding by a route of what the host adds to the sender's share."""
+    """Return what packets cost, by what they cost by a route: medians of turns, between which the speed changes."""
     floor, route = seen[FLOOR], seen[ROUTE]
     rows = []
     for name, values in seen.items():
-        ratio = statistics.median(
+        whole = statistics.median(value / plain for value, plain in zip(values, route, strict=True))
+        share = statistics.median(
             (value - least) / (plain - least) for value, plain, least in zip(values, route, floor, strict=True)
         )
-        rows.append((name, f"{statistics.median(values):.0f}", "" if name == FLOOR else f"{ratio:.2f}"))
-    return markdown(("", "ns a packet", "host's share, by that of a route"), rows)
+        rows.append((name, f"{whole:.2f}", f"{share:.2f}"))
+    return markdown(("times a route", "sender, host and receiver", "host alone"), rows)
 
 
 if __name__ == "__main__":
