@@ -50,6 +50,10 @@ class RunningAgent:
         process.kill()
         process.wait()
 
+    def reload(self) -> None:
+        """Have it read its configuration again."""
+        self._running().send_signal(signal.SIGHUP)
+
     def terminate(self) -> None:
         """Ask it to give everything back, and to end."""
         self._running().terminate()
@@ -64,8 +68,8 @@ class RunningAgent:
             self.kill()
 
     def ready(self) -> bool:
-        """Tell whether it has told something since it was started last: its fence is up by then."""
-        return len(self.deeds()) > self._before
+        """Tell whether it has applied since it was started last: its fence is up by then."""
+        return any(deed["event"] == "applied" for deed in self.deeds()[self._before :])
 
     def deeds(self) -> list[dict[str, Any]]:
         """Return all that it has told, in order; whoever follows one host counts from there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -22,11 +23,12 @@ from nat_rewriter.model.generations import Configuration
 from nat_rewriter.model.pools import Block, Deed
 from nat_rewriter.model.watching import SliceUse
 from nat_rewriter.pool import PoolStore
-from nat_rewriter.pool.demand import next_step
+from nat_rewriter.pool.demand import next_step, pause_in_vain_s
 from nat_rewriter.report.pools import slice_text
 
 _LOCK_WAIT_S = 10.0
 _STEPS_IN_A_TERM = 5
+_SOONEST_STEP = 0.8  # of the time between two
 _LOOK_S, _LOOK_IN_A_MOVE_S = 0.25, 0.02
 
 
@@ -45,6 +47,7 @@ class Agent:
         policy = configuration.policy
         self._holdings = Holdings(policy.pools, policy.controller.table, store, host, tell)
         self._moving = Moving(self._holdings, self._apply_if_changed, warn)
+        self._chance = random.Random()
         self._begun = False
         self._applied: frozenset[Block] | None = None
         self._drain: _Drain | None = None
@@ -74,8 +77,11 @@ class Agent:
 
     @property
     def pause_s(self) -> float:
-        """How long to wait between two steps."""
-        return min(held.pool.ttl_s for held in self._holdings.of_pools) / _STEPS_IN_A_TERM
+        """How long to wait between two steps: by chance, so that hosts that began together do not ask together."""
+        step_s = min(held.renewed_within_s for held in self._holdings.of_pools) / _STEPS_IN_A_TERM
+        if self._holdings.in_vain:
+            return pause_in_vain_s(step_s, self._holdings.in_vain, self._chance)
+        return step_s * self._chance.uniform(_SOONEST_STEP, 1.0)
 
     def look(self) -> float:
         """Bring moves of slices on that other hosts wait for; return the seconds until the next look is due."""
@@ -115,13 +121,16 @@ class Agent:
         self._apply_if_changed()
 
     def give_back(self) -> None:
-        """Withdraw everything that is held of pools, end its flows, and give it back."""
+        """Withdraw everything that is held of pools, end its flows, and give it back.
+
+        The fence stays, and lets nothing through: this host may have the shared addresses still, and would answer what
+        another host hands over that does not know yet. ``natctl remove`` takes it away.
+        """
         self._finish_drain(wait=True)
         withdraw(self._configuration(frozenset()), self._log, self._warn, 0, _nobody, _LOCK_WAIT_S)
         self._holdings.let_nothing()
         for held in self._holdings.of_pools:
             self._holdings.release(held, list(held.until))
-        self._holdings.take_fence_down()
 
     # as the use demands
 

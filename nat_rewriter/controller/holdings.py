@@ -9,10 +9,13 @@ from datetime import UTC, datetime
 
 from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.kernel.terms import Fence
-from nat_rewriter.model.pools import Block, Deed, Demand, Pool
+from nat_rewriter.model.pools import Block, Deed, Demand, Holding, Pool
 from nat_rewriter.pool import PoolStore
 from nat_rewriter.pool.store import MOST_AT_ONCE
 
+_OTHER_TERMS = (
+    "the store has other terms than the configuration (natctl pool show): restart the agent with those of the store"
+)
 _MARGIN_SHARE = 0.1  # of a term, at least a second: the kernel stops before the store lets go
 
 
@@ -28,6 +31,13 @@ class Held:
     demand: Demand
     until: dict[Block, float] = field(default_factory=dict)
     closed: set[Block] = field(default_factory=set)
+    term_s: float = 0.0  # as the store had it last
+    fault: str = ""  # why it is no use to ask the store for more, as far as that was told
+
+    @property
+    def renewed_within_s(self) -> float:
+        """How long the terms of this pool are."""
+        return self.term_s or self.pool.ttl_s
 
     def left(self) -> dict[Block, float]:
         """Return what may be used now, and for how many seconds."""
@@ -48,6 +58,7 @@ class Holdings:
         self.of_pools = [Held(pool, demand) for pool, demand in pools.items()]
         self.host, self.store = host, store
         self.silent = ""
+        self.in_vain = 0  # times in a row that nothing was held and nothing could be had
         self._tell = tell
         self._fence = Fence(table, list(pools))
 
@@ -66,7 +77,7 @@ class Holdings:
     # with the store
 
     def renew(self, held: Held) -> None:
-        """Begin a full term for what is held of a pool; tell what is held no more."""
+        """Begin a full term for what is held of a pool; tell what is held no more. Raises NatctlError: no such pool."""
         asked = _now()
         try:
             there = self.store.renew(held.pool.name, self.host)
@@ -74,8 +85,7 @@ class Holdings:
             self.note_silence(str(error))
             return
         self.note_silence("")
-        until = asked + _usable_s(held.pool)
-        now_held = {each.block: until for each in there}
+        now_held = self._usable_until(held, asked, there)
         for block in held.until.keys() - now_held.keys():
             self.told("lost", held.pool, block, "its term ended before it was renewed")
         held.until = now_held
@@ -84,7 +94,10 @@ class Holdings:
         """Begin a full term for all that is held, with the store and then in the kernel."""
         before = self.blocks()
         for held in self.of_pools:
-            self.renew(held)
+            try:
+                self.renew(held)
+            except NatctlError as error:  # the pool is gone: what is held of it ends with its term, in the kernel too
+                self._note_fault(held, str(error))
         if before - self.blocks():
             self.let_only()
         else:
@@ -94,11 +107,14 @@ class Holdings:
         """Take so many more blocks of a pool, and let them through; tell whether they could be had."""
         asked, before = _now(), set(held.until)
         try:
+            self._refuse_other_terms(held.pool)
             there = self.store.acquire(held.pool.name, self.host, min(count, MOST_AT_ONCE))
         except NatctlError as error:
             self.told("refused", held.pool, None, str(error))
+            self._count_vain()
             return False
-        held.until = dict.fromkeys((each.block for each in there), asked + _usable_s(held.pool))
+        held.until = self._usable_until(held, asked, there)
+        self.in_vain = 0
         self.let_through()
         for block in held.until.keys() - before:
             self.told("acquired", held.pool, block)
@@ -130,15 +146,35 @@ class Holdings:
         """Let nothing through."""
         self._fence.hold_only([])
 
-    def take_fence_down(self) -> None:
-        """Take the kernel's part away: for a host that goes on without pools."""
-        self._fence.take_down()
-
     def _blocks_left(self) -> Iterator[tuple[Block, float]]:
         for held in self.of_pools:
             yield from held.left().items()
 
+    # terms
+
+    def _usable_until(self, held: Held, asked: float, there: Sequence[Holding]) -> dict[Block, float]:
+        """Return what of a host's blocks is used, and until when by the store's own terms; tell of what is not."""
+        strangers = held.pool.strangers(each.block for each in there)
+        self._note_fault(held, f"{_OTHER_TERMS}; held and not used: {strangers[0]}" if strangers else "")
+        held.term_s = min((each.left_s for each in there), default=0.0)
+        return {each.block: asked + _usable_s(each.left_s) for each in there if each.block not in strangers}
+
+    def _refuse_other_terms(self, pool: Pool) -> None:
+        """Raise NatctlError where the store might give a block that the configuration does not know."""
+        known = {each.name: each for each in self.store.pools()}
+        if pool.name in known and not pool.covers(known[pool.name]):
+            raise NatctlError("acquire", _OTHER_TERMS, pool.name)
+
+    def _count_vain(self) -> None:
+        self.in_vain = 0 if any(held.left() for held in self.of_pools) else self.in_vain + 1
+
     # telling
+
+    def _note_fault(self, held: Held, reason: str) -> None:
+        """Tell once of a pool that is not, or is no longer, as the configuration has it."""
+        if reason and reason != held.fault:
+            self.told("failed", held.pool, None, reason)
+        held.fault = reason
 
     def told(self, what: str, pool: Pool, block: Block | None, detail: str = "") -> None:
         """Tell a deed."""
@@ -148,12 +184,14 @@ class Holdings:
         """Tell once that the store is silent, and once that it is back."""
         if bool(reason) != bool(self.silent):
             self._tell(Deed(datetime.now(UTC), "store-silent" if reason else "store-back", detail=reason))
+        if reason:
+            self._count_vain()
         self.silent = reason
 
 
-def _usable_s(pool: Pool) -> float:
-    """Return for how long after it was asked for a term is used."""
-    return pool.ttl_s - max(1.0, pool.ttl_s * _MARGIN_SHARE)
+def _usable_s(term_s: float) -> float:
+    """Return for how long after it was asked for a term of the store's is used."""
+    return term_s - max(1.0, term_s * _MARGIN_SHARE)
 
 
 def _now() -> float:

@@ -75,6 +75,11 @@ class Pool:
         addresses = frozenset(self.addresses)  # of which there may be thousands
         return [block for block in blocks if not (block.address in addresses and self._cuts(block))]
 
+    def covers(self, other: Pool) -> bool:
+        """Tell whether every block of another is one of this pool's."""
+        ports = self.ports.first <= other.ports.first and other.ports.last <= self.ports.last
+        return ports and self.slice_size == other.slice_size and set(other.addresses) <= set(self.addresses)
+
     def gave(self, owned: Slice) -> bool:
         """Tell whether a slice is one that a host has by holding a block of this pool."""
         (ports, *others) = owned.ranges

@@ -24,6 +24,7 @@ class Record(NamedTuple):
     short: int
     long: int
     blocks: dict[Block, float]
+    term_s: float = 0.0  # what is left of the short lease, as etcd told it
 
     def with_more(self, blocks: Iterable[Block]) -> Record:
         """Return the record of a host that has got more."""
@@ -90,10 +91,10 @@ def block_of(found: Found, pool: Pool) -> Block:
     return Block(ip_address(address), int(first), pool.slice_size)
 
 
-def terms(record: Record, pool: Pool) -> list[Holding]:
+def terms(record: Record) -> list[Holding]:
     """Return what a host holds whose term has just begun."""
     times = ((block, datetime.fromtimestamp(since, UTC)) for block, since in record.blocks.items())
-    return [Holding(block, record.host, since, pool.ttl_s) for block, since in times]
+    return [Holding(block, record.host, since, record.term_s) for block, since in times]
 
 
 def holding_of(taken: Found, block: Block, users: dict[Block, Record], left_s: dict[int, int]) -> Holding:

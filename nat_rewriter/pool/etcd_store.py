@@ -61,6 +61,7 @@ _SWEPT = 8192  # blocks that one read sweeps over, address by address
 _SWEEPS = 4
 _TRIES = 40
 _PAUSE_S = 0.02
+_MOMENT = 20  # this part of a term
 _REST_SHARED = 20  # one lease is for all that a host gives back within this part of the hold-down
 _MOST_RANGES = 100  # of a read
 T = TypeVar("T")
@@ -79,6 +80,7 @@ class EtcdStore(PoolStore):
         self._definitions: dict[str, tuple[Pool, int]] = {}
         self._last_records: dict[tuple[str, str], Record] = {}
         self._rests: dict[int, tuple[int, float]] = {}
+        self._kept: dict[int, tuple[float, int]] = {}  # when a short lease began anew, and its seconds
 
     def close(self) -> None:
         """Close the connections."""
@@ -128,7 +130,7 @@ class EtcdStore(PoolStore):
             view = self._look(name, [host], lambda pool: random_blocks(pool, count))
             (record,) = view.records
             if asked and asked <= record.blocks.keys():
-                return terms(record, view.pool)
+                return terms(self._with_leases(record, view.pool))
             refuse_too_many(view.pool, host, len(record.blocks), count)
             chosen = self._choose(view, count)
             asked.clear()
@@ -139,7 +141,7 @@ class EtcdStore(PoolStore):
             for block, seen in chosen.items():
                 compare += self._still(block, seen, view.pool)
                 changes += [self._given(block, after, view.pool), self._told(block, seen, "acquired", host, view.pool)]
-            return terms(after, view.pool) if self._client.change(compare, changes) else None
+            return terms(after) if self._client.change(compare, changes) else None
 
         return _until_done(attempt)
 
@@ -151,7 +153,7 @@ class EtcdStore(PoolStore):
             view = self._look(name, [host])
             (after,) = view.records
             if after.short == record.short:
-                return terms(after, view.pool) if kept else []
+                return terms(after._replace(term_s=kept)) if kept else []
             record = after  # it has got leases of its own meanwhile
 
     def release(self, name: str, host: str, blocks: Iterable[Block]) -> None:
@@ -194,7 +196,7 @@ class EtcdStore(PoolStore):
             if move:
                 self.moves.refuse_overtaken(move)
                 compare, changes = [*compare, self.moves.standing(move)], [*changes, self.moves.brought_on(move)]
-            return terms(after, pool)[-1] if self._client.change(compare, changes) else None
+            return terms(after)[-1] if self._client.change(compare, changes) else None
 
         return _until_done(attempt)
 
@@ -282,21 +284,38 @@ class EtcdStore(PoolStore):
 
     def _with_leases(self, record: Record, pool: Pool) -> Record:
         """Return the record with leases that are fresh; new ones where it has none any more."""
-        if self._kept_alive(record):
-            return record
-        long = self._client.grant(pool.ttl_s + pool.hold_down_s)
-        return nothing(record.host)._replace(short=self._client.grant(pool.ttl_s), long=long)
+        if term_s := self._fresh_s(record) or self._kept_alive(record):
+            return record._replace(term_s=term_s)
+        asked = _now()
+        long, short = self._client.grant(pool.ttl_s + pool.hold_down_s), self._client.grant(pool.ttl_s)
+        self._kept[short] = (asked, pool.ttl_s)
+        return nothing(record.host)._replace(short=short, long=long, term_s=pool.ttl_s)
 
-    def _kept_alive(self, record: Record) -> bool:
-        """Renew both leases. The long one first: it must not end before the short one and the hold-down after that."""
-        return bool(record.revision and self._client.keep_alive(record.long) and self._client.keep_alive(record.short))
+    def _fresh_s(self, record: Record) -> float:
+        """Return what is left of leases that this store has renewed a moment ago, 0 where that was earlier."""
+        began, seconds = self._kept.get(record.short if record.revision else 0, (0.0, 0))
+        since_s = _now() - began
+        return seconds - since_s if since_s * _MOMENT < seconds else 0.0
+
+    def _kept_alive(self, record: Record) -> int:
+        """Renew both leases; return the seconds of the short one, 0 where they have ended.
+
+        The long one first: it must not end before the short one and the hold-down after that. The seconds are those it
+        was granted for, which other terms of the pool do not change.
+        """
+        asked = _now()
+        if not (record.revision and self._client.keep_alive(record.long)):
+            return 0
+        term_s = self._client.keep_alive(record.short)
+        self._kept[record.short] = (asked, term_s)
+        return term_s
 
     def _rest(self, pool: Pool) -> int:
         """Return the lease of what is given back now, 0 where nothing rests. One is for several, to spare etcd."""
         if not pool.hold_down_s:
             return 0
         lease, until = self._rests.get(pool.hold_down_s, (0, 0.0))
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        now = _now()
         if now >= until:
             shared_s = pool.hold_down_s // _REST_SHARED
             lease = self._client.grant(pool.hold_down_s + shared_s)
@@ -325,6 +344,10 @@ class EtcdStore(PoolStore):
 
     def _told(self, block: Block, seen: Seen, what: str, host: str, pool: Pool, other: str | None = None) -> Request:
         return etcd.put(self._block_path("log", pool, block), seen.text(what, host, other))
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _until_done(attempt: Callable[[], T | None]) -> T:

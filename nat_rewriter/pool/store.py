@@ -7,6 +7,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Self
@@ -116,7 +117,7 @@ def random_blocks(pool: Pool, count: int) -> list[Block]:
 
     Neighbours would make a host easy to guess, and two hosts that ask at once ask for the same (RFC 6056).
     """
-    wanted = min(2 * count + 2, _LOOKED_AT, pool.block_count)
+    wanted = min(2 * count, _LOOKED_AT, pool.block_count)
     return [pool.block_at(number) for number in random.sample(range(pool.block_count), wanted)]
 
 
@@ -142,6 +143,7 @@ def pool_text(pool: Pool) -> str:
     return json.dumps(pool_object(pool), sort_keys=True)
 
 
+@lru_cache(maxsize=64)  # a pool may have thousands of addresses, and SQLite's store reads it with every change
 def pool_from(text: str | bytes) -> Pool:
     """Return the pool of a stored definition. Raises StateError for what natctl did not write."""
     try:
