@@ -86,13 +86,13 @@ class Connects:
 
 
 @functools.cache
-def program(name: str) -> Path:
+def program(name: str, sources: Path = SOURCES) -> Path:
     """Compile one of the C programs, once a process, and return where it is; NoCompiler where none is found."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NoCompiler("needs a C compiler: install gcc")
     output = _build_directory() / name
-    command = [compiler, "-O2", "-o", str(output), str(SOURCES / f"{name}.c")]
+    command = [compiler, "-O2", "-o", str(output), str(sources / f"{name}.c")]
     subprocess.run(command, check=True, capture_output=True)
     return output
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.coexist.tables import markdown, where
 from bench.strategies.contention import HELD, PORTS, WANTED, Contention
-from bench.strategies.speed import CONNECTIONS, ROUNDS, Bulk, Speed
+from bench.strategies.speed import CONNECTIONS, LEASES, NATIVE, ROUNDS, Bulk, Speed
 from bench.strategies.ways import BARE_RANGE, Way
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "strategies.md"
@@ -16,12 +16,12 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "strategies.md"
 
 def speed_table(ways: Sequence[Way], seen: Mapping[str, Speed]) -> str:
     """Return connections a second, and how they compare with plain sockets by processor time."""
-    plain = seen[ways[1].name].cpu_us
+    plain, native = seen[ways[1].name].cpu_us, seen[next(iter(NATIVE))].cpu_us
     protects = {way.name: way.protects for way in ways}
     rows = [
         (
-            name, f"{one.per_second:.0f}", f"{plain / one.cpu_us:.2f}", f"{one.p50_us:.0f}", f"{one.p99_us:.0f}",
-            f"{one.cpu_us:.0f}", protects.get(name, ""),
+            name, f"{one.per_second:.0f}", f"{plain / one.cpu_us:.2f}", f"{native / one.cpu_us:.2f}",
+            f"{one.p50_us:.1f}", f"{one.p99_us:.0f}", f"{one.cpu_us:.1f}", protects.get(name, ""),
         )
         for name, one in seen.items()
     ]  # fmt: skip
@@ -29,6 +29,7 @@ def speed_table(ways: Sequence[Way], seen: Mapping[str, Speed]) -> str:
         "",
         "connections/s",
         "of plain under confine, by CPU",
+        "of the same in C",
         "p50 us",
         "p99 us",
         "CPU us each",
@@ -51,7 +52,7 @@ def bulk_table(held: Mapping[str, Bulk], connected: Mapping[str, Bulk]) -> str:
         for name, one in held.items()
     ]  # fmt: skip
     columns = ("", "leases/s", "a CPU second", "leased and connected/s", "a CPU second")
-    return f"`acquire_many` of {CONNECTIONS} leases, best of {ROUNDS} rounds. {where()}\n\n{markdown(columns, rows)}"
+    return f"`acquire_many` of {LEASES} leases, best of {ROUNDS} rounds. {where()}\n\n{markdown(columns, rows)}"
 
 
 def contention_table(seen: Mapping[str, Contention]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,15 +81,21 @@ def acquire(
     epilog="""\b
     Examples:
       natctl lease list
+      natctl lease list --config natctl.toml     those of its slices
       natctl lease list --json | jq -r 'select(.slice == "ams-1").id'
     """,
 )
+@click.option("--config", "only_of", metavar="PATH", help="Leases of the slices of this configuration; default: all.")
 @common_options(json=True, config=False)
-def list_(env: Env) -> int:
+def list_(env: Env, only_of: str | None) -> int:
     """List the leases that commands hold in this network namespace; those of programs are the programs' own."""
     from nat_rewriter.lease.records import list_records
 
-    _print(env, list_records())
+    records = list_records()
+    if only_of is not None:
+        slices = {owned.name for owned in replace(env, config_path=only_of).policy().slices}
+        records = [record for record in records if record["slice"] in slices]
+    _print(env, records)
     return EXIT_DONE
 
 

@@ -228,3 +228,16 @@ def test_placeholders_without_nat_need_no_capability(at: Desk, options: list[str
              "--strategy", strategy, "--", "true"], check=False,
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_leases_of_one_configuration_are_listed(at: Desk, options: list[str], tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(configuration(at.lab.slices).replace("ams-1", "fra-1"))
+    holder = start(at, "acquire", *options, "--json", stdout=subprocess.PIPE)
+    held = first_record(holder)["id"]
+    for path, found in ((tmp_path / "natctl.toml", [held]), (other, [])):
+        records = at.lab.natctl("lease", "list", "--json", "--config", path, expect=0).lines()
+        assert [record["id"] for record in records] == found
+    at.lab.natctl("lease", "list", "--config", tmp_path / "none.toml", expect=2)
+    at.lab.natctl("lease", "release", held, expect=0)
+    assert holder.wait(WITHIN_S) == 0
