@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from netns_lab.scenario import Scenario
-from netns_lab.stage import SLICE, TCP_PORT, Flow, LocalApp, Outside, Stage
+from netns_lab.stage import SLICE, TCP_PORT, Flow, LocalApp, Stage
+from netns_lab.story import Outside
 from netns_lab.topology import CLIENT, SERVER, SOFT_ADDRESS
 
 

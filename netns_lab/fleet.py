@@ -7,6 +7,7 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,7 +58,8 @@ class Fleet:
         self.hosts = {number: self._hosts[f"host{number}"] for number in topology.HOSTS}
         self.agents: dict[int, RunningAgent] = {}
         self.configs: dict[int, Path] = {}
-        self._brought_to, self._waiting = set[int](), set[int]()
+        self._sent, self._silent_since = Counter[str](), 0.0
+        self._brought_to, self._waiting, self._without_addresses = set[int](), set[int](), set[int]()
 
     def __enter__(self) -> Fleet:
         if missing := [tool for tool in ("etcd", "etcdctl") if not shutil.which(tool)]:
@@ -72,6 +74,8 @@ class Fleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for agent in self.agents.values():  # what they would give back now nobody needs
+            agent.end()
         self._resources.close()
 
     def _make(self) -> None:
@@ -148,11 +152,16 @@ class Fleet:
         self._waiting.add(host)
 
     def wipe(self, host: int) -> None:
-        """End the agent of a host, and empty the kernel, as when the host starts anew; the upstream notices."""
+        """End the agent of a host, and empty the kernel, as when the host starts anew; the upstream notices.
+
+        It gets the shared addresses once its agent is ready: before that it would answer what is not for it.
+        """
         self._withdraw(host)
         self.kill(host)
         self.hosts[host].run(["conntrack", "-F"])
         self.hosts[host].nft("flush ruleset")
+        self._without_addresses.add(host)
+        self.hosts[host].run(["ip", "-batch", "-"], input=_batch("del"))
 
     def dismiss(self, host: int) -> None:
         """Ask the agent of a host to give everything back, and to end; nothing is brought to the host any more."""
@@ -201,6 +210,10 @@ class Fleet:
         """Return an etcd node."""
         return self.nodes[number - 1]
 
+    def silence_ends_in_s(self) -> float:
+        """Return how long hosts that fell silent just now may go on using what they hold."""
+        return self._silent_since + settings.TTL_S - time.time()
+
     def _other_nodes(self, node: int) -> list[str]:
         return [topology.node_address(other) for other in topology.NODES if other != node]
 
@@ -215,12 +228,16 @@ class Fleet:
 
     def _bring_to_the_ready(self) -> None:
         if ready := {host for host in self._waiting if self.agents[host].ready()}:
+            for host in ready & self._without_addresses:
+                self.hosts[host].run(["ip", "-batch", "-"], input=_batch("add"))
+            self._without_addresses -= ready
             self._waiting -= ready
             self._brought_to |= ready
             self.upstream.nft(settings.spraying(self._brought_to))
 
     def _silenced(self, host: int) -> None:
-        self.judge.silenced(time.time(), f"host{host}")
+        self._silent_since = time.time()
+        self.judge.silenced(self._silent_since, f"host{host}")
 
     def _restored(self, host: int) -> None:
         self.judge.restored(time.time(), f"host{host}")
@@ -238,8 +255,15 @@ class Fleet:
             raise NatctlError("capture packets", f"{self._ring.lost} found no room in the ring")
         if strangers := {each.mac for each in arrivals} - _HOST_OF_MAC.keys():
             raise NatctlError("tell hosts apart", "packets from a hardware address of no host", sorted(strangers))
-        self.judge.used(Use(each.time, _HOST_OF_MAC[each.mac], Port(each.address, each.port)) for each in arrivals)
+        self._sent.update(_HOST_OF_MAC[each.mac] for each in arrivals)
+        self.judge.used(
+            Use(each.time, _HOST_OF_MAC[each.mac], Port(each.address, each.port), each.kind) for each in arrivals
+        )
         return self.judge.judge(time.time())
+
+    def sent(self, hosts: Iterable[int]) -> int:
+        """Return how many packets hosts have sent from shared addresses, as far as the capture has been read."""
+        return sum(self._sent[f"host{host}"] for host in hosts)
 
     def watch_for(self, seconds: float) -> list[Breach]:
         """Go on for a while; return what was not allowed."""
@@ -271,3 +295,8 @@ class Fleet:
         packets, changes = sum(self.judge.packets.values()), self.judge.changes
         breaches = len(self.judge.breaches)
         return f"{packets} packets judged, {changes} times a slice went on to another host, {breaches} breaches"
+
+
+def _batch(verb: str) -> str:
+    """Return the commands of ip(8) that give a host the shared addresses, or take them away."""
+    return "".join(f"address {verb} {address}/32 dev lo\n" for address in topology.SHARED)

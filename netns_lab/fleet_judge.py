@@ -33,6 +33,7 @@ class Use(NamedTuple):
     time: float
     host: str
     port: Port
+    kind: str = ""
 
 
 class Term(NamedTuple):
@@ -51,7 +52,7 @@ class Breach:
 
     def __str__(self) -> str:
         port = f"{self.use.port.address}:{self.use.port.number}"
-        return f"{self.use.host} sent from {port} at {self.use.time:.3f}: {self.why}"
+        return f"{self.use.host} sent {self.use.kind} from {port} at {self.use.time:.3f}: {self.why}"
 
 
 @dataclass(slots=True)

@@ -28,12 +28,16 @@ _LD_W_ABS, _ALU_AND_K, _JEQ_K, _RET_K = 0x20, 0x54, 0x15, 0x06
 
 
 class Arrival(NamedTuple):
-    """A TCP or UDP packet: when the kernel got it, the hardware address that sent it, its source address and port."""
+    """A TCP or UDP packet: when the kernel got it, the hardware address that sent it, its source address and port.
+
+    ``kind`` is the protocol, and for TCP the flags, as in ``tcp 0x02``.
+    """
 
     time: float
     mac: str
     address: str
     port: int
+    kind: str
 
 
 class PacketRing:
@@ -69,8 +73,10 @@ class PacketRing:
             self._next = (self._next + 1) % self._frames
             first_fragment = not (packet[6] & 0x1F or packet[7])
             if packet[9] in _TRANSPORTS and first_fragment:
-                (port,) = struct.unpack_from("!H", packet, (packet[0] & 0x0F) * 4)
-                yield Arrival(seconds + nanoseconds / 1e9, mac, socket.inet_ntoa(packet[12:16]), port)
+                transport = packet[(packet[0] & 0x0F) * 4 :]
+                kind = f"tcp {transport[13]:#04x}" if packet[9] == socket.IPPROTO_TCP else "udp"
+                port = int.from_bytes(transport[:2], "big")
+                yield Arrival(seconds + nanoseconds / 1e9, mac, socket.inet_ntoa(packet[12:16]), port, kind)
         _, lost = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         self.lost += lost
 

@@ -6,8 +6,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from netns_lab import app
 from netns_lab.capture import SYN, Capture, Packet
 from netns_lab.host import end_process, round_trip
 from netns_lab.lab import Lab, Outcome
-from netns_lab.narrator import Narrator, Observation
+from netns_lab.narrator import Narrator
+from netns_lab.story import Story
 from netns_lab.topology import DOWNLINK, SERVER, SERVER_6, SOFT_ADDRESS, SOFT_ADDRESS_6
 
 SLICE = PortRange(9000, 9009)
@@ -26,36 +26,6 @@ TCP_PORT, UDP_PORT = 443, 53
 # What connect() or send() says when the tuple is taken; and how soon is at once.
 REFUSAL = {"tcp": "Connection refused", "udp": "Operation not permitted"}
 AT_ONCE_S = 0.5
-
-
-class NotAsExpected(NatctlError):
-    """A step of a scenario that went otherwise than expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outside:
-    """Expected: any number but those of a range."""
-
-    range: PortRange
-
-    def __contains__(self, number: object) -> bool:
-        return isinstance(number, int) and number not in self.range
-
-    def __str__(self) -> str:
-        return f"outside {self.range}"
-
-
-@dataclass(frozen=True, slots=True)
-class Within:
-    """Expected: a number of one of several ranges."""
-
-    ranges: tuple[PortRange, ...]
-
-    def __contains__(self, number: object) -> bool:
-        return any(number in ports for ports in self.ranges)
-
-    def __str__(self) -> str:
-        return ", ".join(map(str, self.ranges))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,40 +62,15 @@ class LocalApp:
         end_process(self.process)
 
 
-class Stage:
+class Stage(Story):
     """A lab with servers on TCP port 443 and UDP port 53, and the verbs that scenarios are written in."""
 
     def __init__(self, lab: Lab, narrator: Narrator) -> None:
+        super().__init__(narrator)
         self.lab = lab
         self.tcp_server = lab.server.tcp_server(TCP_PORT)
         self.udp_server = lab.server.udp_server(UDP_PORT)
-        self._narrator = narrator
         self._wire = lab.upstream.capture(DOWNLINK)
-        self._step = ""
-
-    @contextmanager
-    def step(self, title: str) -> Iterator[None]:
-        """Begin a part of the scenario; whatever fails in it is reported with its title."""
-        self._step = title
-        self._narrator.step(title)
-        try:
-            yield
-        except NotAsExpected:
-            raise
-        except (NatctlError, OSError, ValueError, KeyError) as error:
-            raise NotAsExpected(title, f"{type(error).__name__}: {error}") from error
-
-    def say(self, text: str) -> None:
-        """Tell something that needs no proof."""
-        self._narrator.say(text)
-
-    def expect(self, what: str, saw: object, expected: object = True) -> None:
-        """Compare what was seen with a value, a PortRange, Within or Outside; raise when it is something else."""
-        among = isinstance(expected, PortRange | Within | Outside)
-        met = saw in expected if among else saw == expected  # type: ignore[operator]
-        self._narrator.observe(Observation(self._step, what, _text(expected), _text(saw), met))
-        if not met:
-            raise NotAsExpected(self._step, f"{what}: expected {_text(expected)}, saw {_text(saw)}")
 
     def apply(
         self, *, coexist: str, guard: str = "off", slice_keys: str = "", snat_keys: str = "", extra: str = ""
@@ -268,9 +213,3 @@ def soft_address(server: str) -> str:
 
 def _listed(kinds: Any) -> str:
     return ", ".join(sorted(kinds)) or "none"
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "nothing" if value is None else str(value)

@@ -57,6 +57,14 @@ class Traffic:
         """Tell whether flows of both kinds that were opened after a time (of the wall clock) were answered."""
         return all(self.answered[host, kind] >= since for kind in ("udp", "tcp"))
 
+    def reset_counts(self) -> None:
+        """Count flows without an answer from zero."""
+        self.unanswered = dict.fromkeys(self.unanswered, 0)
+
+    def lost(self) -> int:
+        """Return how many short flows have had no answer since the counts were reset."""
+        return sum(count for (_, kind), count in self.unanswered.items() if kind != "staying")
+
     def _run(self) -> None:
         with self._place.enter(), selectors.DefaultSelector() as selector:
             tick, due = 0, time.monotonic()

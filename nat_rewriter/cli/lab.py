@@ -16,7 +16,7 @@ from nat_rewriter.errors import EXIT_DONE, NatctlError, UsageError
 if TYPE_CHECKING:
     from netns_lab.lab import Lab
     from netns_lab.narrator import Narrator
-    from netns_lab.scenario import Scenario
+    from netns_lab.scenario import FleetScenario, Scenario
 
 HOSTS = ("client", "egress", "server", "upstream")
 DEFAULT_NAME = "lab"
@@ -193,7 +193,7 @@ def _whose(owner: Any) -> str:
     return f"kept by process {owner.pid}" if owner.alive() else f"left behind by process {owner.pid}"
 
 
-def _print_groups(scenarios: list[Scenario]) -> None:
+def _print_groups(scenarios: list[Scenario | FleetScenario]) -> None:
     for group, members in itertools.groupby(scenarios, key=lambda each: each.group):
         click.secho(group, bold=True)
         for each in members:
@@ -214,7 +214,7 @@ def _narrator(as_json: bool) -> Narrator:
     return TerminalNarrator(Console())
 
 
-def _play(scenario: Scenario, narrator: Narrator, standing_lab: str | None) -> None:
+def _play(scenario: Scenario | FleetScenario, narrator: Narrator, standing_lab: str | None) -> None:
     """Play a scenario where labs can be made, or in one that is up; end tidily when told to terminate."""
     from netns_lab import standing
     from netns_lab.enter import enter_if_needed

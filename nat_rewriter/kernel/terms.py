@@ -54,11 +54,6 @@ class Fence(KernelNft):
 
         self._with_ticket(renewals)
 
-    def take_down(self) -> None:
-        """Take the table away; none there is no error."""
-        name = terms_table_name(self._table)
-        self._ask("delete table", text=f"add table inet {name}\ndelete table inet {name}")
-
     def _with_ticket(self, count: Callable[[], list[str]], before: str = "") -> None:
         """Make a ticket, count what is held, and let the kernel know, if that was soon enough."""
         self._ask("load ruleset", text=f"{before}{make_ticket(self._table, _TICKET_S)}")

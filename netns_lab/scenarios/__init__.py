@@ -9,5 +9,6 @@ GROUPS = {
     "ranges": "Slices of several ranges",
     "rules": "Which packets are rewritten, and where to",
     "changes": "What is established stays",
+    "fleet": "Five hosts share addresses by a pool in etcd",
     "tunnel": "A tunnel sends from a slice, and a socket has its tuple",
 }

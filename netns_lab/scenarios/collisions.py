@@ -1,7 +1,8 @@
 """A NAT flow holds a port of the slice; then a local socket wants the same port to the same server."""
 
 from netns_lab.scenario import scenario
-from netns_lab.stage import AT_ONCE_S, REFUSAL, SLICE, Outside, Stage
+from netns_lab.stage import AT_ONCE_S, REFUSAL, SLICE, Stage
+from netns_lab.story import Outside
 from netns_lab.topology import CLIENT, SERVER, SERVER_6
 
 

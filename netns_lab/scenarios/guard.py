@@ -1,7 +1,8 @@
 """The guard: what the way to share a slice does not prevent must not leave the host."""
 
 from netns_lab.scenario import scenario
-from netns_lab.stage import SLICE, LocalApp, Outside, Stage
+from netns_lab.stage import SLICE, LocalApp, Stage
+from netns_lab.story import Outside
 from netns_lab.topology import SERVER, SOFT_ADDRESS
 
 

@@ -6,7 +6,8 @@ from contextlib import closing
 
 from nat_rewriter.model.slices import PortRange, PortSet
 from netns_lab.scenario import scenario
-from netns_lab.stage import Stage, Within
+from netns_lab.stage import Stage
+from netns_lab.story import Within
 from netns_lab.topology import CLIENT, CLIENT_6, SERVER, SERVER_6, SOFT_ADDRESS, SOFT_ADDRESS_6
 
 RANGES = tuple(PortRange(first, first + 99) for first in (9000, 9200, 9400, 9600))

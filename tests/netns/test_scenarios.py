@@ -14,10 +14,14 @@ from netns_lab import Lab, scenarios
 from netns_lab.demo import DEMO
 from netns_lab.narrator import JsonNarrator, Observation, PlainNarrator
 from netns_lab.scenario import Scenario, get_scenario, list_scenarios
-from netns_lab.stage import SLICE, NotAsExpected, Outside, Stage, Within
+from netns_lab.stage import SLICE, Stage
+from netns_lab.story import NotAsExpected, Outside, Within
+
+# Those of a fleet are played by test_fleet.py, in one fleet for all.
+LAB_SCENARIOS = [each for each in list_scenarios() if isinstance(each, Scenario)]
 
 
-@pytest.mark.parametrize("scenario", [*list_scenarios(), DEMO], ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", [*LAB_SCENARIOS, DEMO], ids=lambda scenario: scenario.name)
 @pytest.mark.usefixtures("_permitted")
 def test_a_scenario_goes_as_it_says(scenario: Scenario) -> None:
     told = io.StringIO()

@@ -66,5 +66,3 @@ def test_a_table_of_another_make_is_replaced(lab: Lab, fence: Fence) -> None:
     fence.raise_up([(FIRST, 4.0)])
     assert held(lab) == {8192}
     assert "chain c " not in lab.egress.run(["nft", "list", "ruleset"]).stdout
-    fence.take_down()
-    assert "natctl_terms" not in lab.egress.run(["nft", "list", "ruleset"]).stdout
