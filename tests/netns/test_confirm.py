@@ -3,84 +3,25 @@
 from __future__ import annotations
 
 import os
-import pty
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from confirming import CHANGES, Site, changing
 from operating import NATCTL, WITHIN_S, generations, listing, outcomes, unordered, wait_until
 
-from nat_rewriter.kernel.confirm_socket import is_waiting
 from netns_lab import Lab
 from netns_lab.namespaces import _pids_inside
 
 
-@dataclass(frozen=True)
-class Site:
-    """An egress host with a table applied, and a configuration that waits to follow it."""
-
-    lab: Lab
-    config: Path
-    before: str
-
-    def is_waiting(self) -> bool:
-        with self.lab.egress.enter():
-            return is_waiting("natctl")
-
-    def start(self, seconds: float, *options: str, **popen: object) -> subprocess.Popen[str]:
-        """Start the apply, and return once the change waits to be confirmed."""
-        command = [*NATCTL, "apply", "--config", self.config, "--confirm", str(seconds), *options]
-        process = self.lab.egress.popen(command, **popen)
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("table inet natctl: ")  # printed when the time has begun to run
-        assert self.is_waiting()
-        assert self.has_changed()
-        return process
-
-    def has_changed(self) -> bool:
-        return unordered(listing(self.lab)) != unordered(self.before)
-
-    def wait_for_before(self) -> None:
-        wait_until(lambda: not self.has_changed(), "the table is what it was")
-        wait_until(lambda: not self.is_waiting(), "nothing waits")
-        wait_until(lambda: not self.guardians(), "the guardian has ended")
-
-    def guardians(self) -> list[int]:
-        """Return the processes inside the namespace of the egress host."""
-        return list(_pids_inside(Path("/run/netns", self.lab.egress.name)))
-
-    def natctl(self, *arguments: str | Path, expect: int | None = None) -> str:
-        done = self.lab.natctl(*arguments, expect=expect)
-        return done.stdout + done.stderr
-
-
-CHANGES = {
-    "an update": ({}, {}),
-    "a rebuild": ({}, {"guard": "count"}),
-    "a rebuild of a table with timeouts": ({"coexist": "refuse"}, {"coexist": "off"}),
-    "a first apply": (None, {}),
-}
-MORE = '[[dnat]]\nname = "in"\nslice = "ams-1"\nports = ["9001"]\nto = "10.0.0.2"\n'
-DNAT = '[[dnat]]\nname = "other"\nslice = "ams-1"\nports = ["9002"]\nto = "10.0.0.2"\n'
-
-
 @pytest.fixture
 def site(lab: Lab, state: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
-    name = getattr(request, "param", "a rebuild")
-    old, new = CHANGES[name]
-    if old is not None:
-        lab.natctl("apply", "--config", lab.config(extra=DNAT, **old), expect=0)
-    extra = DNAT + MORE if name == "an update" else DNAT
-    site = Site(lab, lab.config(extra=extra, **new), listing(lab))
-    yield site
-    for pid in site.guardians():
-        os.kill(pid, signal.SIGKILL)
+    with changing(lab, getattr(request, "param", "a rebuild")) as site:
+        yield site
 
 
 every_change = pytest.mark.parametrize("site", CHANGES, indirect=True)
@@ -290,121 +231,3 @@ def test_strangers_are_not_heard(word: str, site: Site) -> None:
     assert "None" in done.stdout, done.stderr
     assert site.is_waiting()
     assert process.poll() is None
-
-
-# --- on a terminal ----------------------------------------------------------------------------------------------------
-
-
-class Terminal:
-    """A terminal with natctl in the foreground, in a session of its own, as after a login."""
-
-    def __init__(self, site: Site, seconds: float) -> None:
-        self._ours, theirs = pty.openpty()
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
-        command = [sys.executable, "-c", LOGIN, *NATCTL[1:], "apply", "--config", site.config]
-        self.process = site.lab.egress.popen([*command, "--confirm", str(seconds)], start_new_session=True, **streams)
-        os.close(theirs)
-        self.shown = ""
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + WITHIN_S
-        while text not in self.shown:
-            assert time.monotonic() < deadline, f"{text!r} is not in {self.shown!r}"
-            if select.select([self._ours], [], [], 0.1)[0]:
-                self._read()
-
-    def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
-
-    def exit_code(self) -> int:
-        deadline = time.monotonic() + WITHIN_S
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline, self.shown
-            if select.select([self._ours], [], [], 0.1)[0]:
-                self._read()
-        self._read()
-        return self.process.returncode
-
-    def hang_up(self) -> None:
-        os.close(self._ours)
-        self._ours = -1
-
-    def _read(self) -> None:
-        try:
-            self.shown += os.read(self._ours, 65536).decode()
-        except OSError:  # EIO: no process has the other end any more
-            return
-
-
-# Makes the terminal the one of the session, and natctl what runs in it; under nohup too, which has SIGHUP ignored.
-LOGIN = """
-import fcntl, os, signal, sys, termios
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
-
-
-@pytest.fixture
-def terminal(site: Site) -> Iterator[Terminal]:
-    terminal = Terminal(site, 60)
-    terminal.wait_for("Keep this change? [Y/n] Taken back in ")
-    yield terminal
-    if terminal._ours >= 0:
-        terminal.hang_up()
-
-
-@pytest.mark.parametrize("answer", ["y\n", "\n", "YES\n", "what?\ny\n"])
-def test_on_a_terminal_the_change_is_confirmed_by_a_key(answer: str, terminal: Terminal, site: Site) -> None:
-    terminal.type(answer)
-    assert terminal.exit_code() == 0
-    assert "generation 2 was confirmed" in terminal.shown
-    assert site.has_changed()
-
-
-def test_on_a_terminal_the_change_is_taken_back_by_a_key(terminal: Terminal, site: Site) -> None:
-    terminal.type("n\n")
-    assert terminal.exit_code() == 1
-    assert "natctl: apply: generation 2 was rolled back: as asked" in terminal.shown
-    site.wait_for_before()
-
-
-def test_interrupting_takes_the_change_back(terminal: Terminal, site: Site) -> None:
-    terminal.type("\x03")
-    assert terminal.exit_code() == 1
-    assert "was rolled back: as asked" in terminal.shown
-    site.wait_for_before()
-
-
-def test_the_time_is_shown_and_runs_out(site: Site) -> None:
-    terminal = Terminal(site, 2)
-    terminal.wait_for("Taken back in 2 s")
-    terminal.wait_for("Taken back in 1 s")
-    assert terminal.exit_code() == 1
-    assert "was rolled back: not confirmed within 2 s" in terminal.shown
-    terminal.hang_up()
-    site.wait_for_before()
-
-
-def test_a_terminal_sees_that_another_confirmed(terminal: Terminal, site: Site) -> None:
-    site.natctl("apply", "--confirmed", expect=0)
-    assert terminal.exit_code() == 0
-    assert "generation 2 was confirmed" in terminal.shown
-
-
-def test_a_change_is_taken_back_when_its_terminal_goes_away(site: Site) -> None:
-    terminal = Terminal(site, 4)
-    terminal.wait_for("Taken back in ")
-    terminal.hang_up()
-    assert terminal.process.wait(WITHIN_S) == -signal.SIGHUP
-    assert site.is_waiting()
-    site.wait_for_before()
-    assert outcomes(site.lab)[-1][2] == "rolled-back"
-
-
-def test_the_end_of_input_is_no_answer(terminal: Terminal, site: Site) -> None:
-    terminal.type("\x04")
-    time.sleep(0.3)
-    assert site.is_waiting()
-    site.natctl("apply", "--confirmed", expect=0)
-    assert terminal.exit_code() == 0
