@@ -38,6 +38,7 @@ from nat_rewriter.pool.store import (
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PATIENCE_S = 2.0
 _MARK = 0x6E61746C  # application_id, "natl"
+_VERSION = 1  # user_version: of the schema
 _MOST_CHANGES = 100_000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS boot (id TEXT NOT NULL);
@@ -165,12 +166,16 @@ class SqliteStore(PoolStore):
         (tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and mark != _MARK:
             raise StateError(READ, "another program's database, expected natctl's or a new file", self._path)
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise StateError(READ, f"written by a newer natctl: version {version}, expected {_VERSION}", self._path)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         with self._changing():
             for statement in (_SCHEMA + HOSTS_SCHEMA + MOVES_SCHEMA).split(";"):
                 self._database.execute(statement)
             self._database.execute(f"PRAGMA application_id = {_MARK}")
+            self._database.execute(f"PRAGMA user_version = {_VERSION}")
             self._begin_boot(_BOOT_ID.read_text().strip())
 
     def _begin_boot(self, boot: str) -> None:
