@@ -160,8 +160,9 @@ class Fleet:
         self.kill(host)
         self.hosts[host].run(["conntrack", "-F"])
         self.hosts[host].nft("flush ruleset")
-        self._without_addresses.add(host)
-        self.hosts[host].run(["ip", "-batch", "-"], input=_batch("del"))
+        if host not in self._without_addresses:
+            self.hosts[host].run(["ip", "-batch", "-"], input=_batch("del"))
+            self._without_addresses.add(host)
 
     def dismiss(self, host: int) -> None:
         """Ask the agent of a host to give everything back, and to end; nothing is brought to the host any more."""
