@@ -33,13 +33,13 @@ def main() -> None:
     from nat_rewriter.cli.main import run
 
     code = run(arguments, begun)
-    if arguments[:1] == ["check"]:
+    if arguments[:1] in (["check"], ["apply"]):
         _leave(code)
     sys.exit(code)
 
 
 def _leave(code: int) -> None:
-    """End the process at once: to take the interpreter apart piece by piece takes longer than to find what is wrong."""
+    """End the process at once: to take the interpreter apart piece by piece takes longer than much of the work."""
     try:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nat_rewriter.controller.confirmation import Guardian, Word, decide
 from nat_rewriter.controller.generations import GenerationLog, Record, Warn
-from nat_rewriter.controller.in_force import keep_in_force
+from nat_rewriter.controller.in_force import note_in_force
 from nat_rewriter.controller.intent import Change, read_change, run_change
 from nat_rewriter.controller.marking import unmark_all
 from nat_rewriter.controller.sysctls import restore_sysctls
@@ -103,11 +103,12 @@ def _run_recorded(
 
 
 def _note_in_force(configuration: Configuration, number: int | None, log: GenerationLog, nft: KernelNft) -> None:
-    """Note what has been applied, so that the next edit of it need not read all again."""
+    """Note which generation is in force, so that the next edit of it need not read all again."""
     ruleset = nft.undisturbed()
-    if number is not None and ruleset is not None and log.configuration_text(number) == configuration.text:
-        with suppress(StateError):
-            keep_in_force(log, configuration.text, number, ruleset)
+    with suppress(StateError):
+        # What could not be kept now is not what was kept before.
+        if number and ruleset and log.configuration_text(number) == configuration.text:
+            note_in_force(log, number, ruleset)
 
 
 def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:

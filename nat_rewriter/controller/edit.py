@@ -62,21 +62,25 @@ def apply_edit(
         now = live.generation()
         if known is None or known.ruleset != now:
             known = read_in_force(log, now)
-        if known is None or is_waiting(log.place.table) or not _is_settled(live, log.place.table):
+        if known is None or is_waiting(log.place.table):
+            return None
+        layouts = {name: one for name, one in live.layouts(log.place.table).items() if one and not one.is_sorted}
+        if not _is_settled(log.place.table, layouts, live):
             return None
         if text == known.text:
             return Edited((), None, known)
-        part = _part_of(text, known, log.place.table, live)
+        part = _part_of(text, known, log.place.table, layouts, live)
         return _apply(part, source, known, Record(log, warn), live) if part else None
 
 
-def _part_of(text: bytes, known: InForce, table: str, live: LiveElements) -> _Part | None:
+def _part_of(
+    text: bytes, known: InForce, table: str, layouts: Mapping[str, Layout], live: LiveElements
+) -> _Part | None:
     edit = edit_between(known.text, text)
     meant = excerpt(known.text, edit, known.frame) if edit else None
     found = differences(meant.before, meant.after) if meant else None
     if edit is None or meant is None or found is None:
         return None
-    layouts = {name: one for name, one in live.layouts(table).items() if one and not one.is_sorted}
     changes = [_placed(one, table, layouts, live) for one in found]
     placed = [one for one in changes if one]
     marks = meant.after.controller.local_mark and any(one.set.startswith("soft") for one in placed)
@@ -117,7 +121,7 @@ def _apply(part: _Part, source: str, known: InForce, record: Record, live: LiveE
     if kept is None or live.generation() != ruleset:
         return Edited(part.changes, kept, None)
     now = replace(known, text=part.edit.of(known.text), generation=kept.number, ruleset=ruleset)
-    note_in_force(record.log, now)
+    note_in_force(record.log, now.generation, now.ruleset)
     return Edited(part.changes, kept, now)
 
 
@@ -151,9 +155,8 @@ def _settle(part: _Part, table: str, ruleset: int, live: LiveElements) -> bool:
     return bool(found)
 
 
-def _is_settled(live: LiveElements, table: str) -> bool:
+def _is_settled(table: str, layouts: Mapping[str, Layout], live: LiveElements) -> bool:
     """Tell whether the guard of the table looks at new flows alone, if it ever may: what keeps it may have ended."""
-    layouts = {name: one for name, one in live.layouts(table).items() if one}
     if SETTLED not in layouts:
         return True
     found = live.find(table, _SETTLED_ALL, layouts)

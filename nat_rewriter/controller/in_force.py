@@ -35,30 +35,29 @@ class InForce:
     ruleset: int
 
 
-def keep_in_force(log: GenerationLog, text: bytes, generation: int, ruleset: int) -> None:
-    """Note what is in force now. Raises StateError."""
-    if frame := frame_of(text):
-        note_in_force(log, InForce(text, frame, generation, ruleset))
-
-
-def note_in_force(log: GenerationLog, found: InForce) -> None:
-    """Note what is in force now. Raises StateError.
+def note_in_force(log: GenerationLog, generation: int, ruleset: int) -> None:
+    """Note that the configuration of a generation is in force, as the ruleset of that number. Raises StateError.
 
     The note need not outlast a crash of the host, because rulesets do not.
     """
     if life := life_of_current():
-        fields = {"natctl": __version__, "namespace": life, "generation": found.generation, "ruleset": found.ruleset}
-        store.write_file(_path(log), json.dumps(fields | {"frame": found.frame}).encode(), lasting=False)
+        fields = {"natctl": __version__, "namespace": life, "generation": generation, "ruleset": ruleset}
+        store.write_file(_path(log), json.dumps(fields).encode(), lasting=False)
 
 
 def read_in_force(log: GenerationLog, ruleset: int) -> InForce | None:
-    """Return what is in force by the note, if that is of the ruleset of this number; None where nothing is known."""
+    """Return what is in force by the note, if that is of the ruleset of this number.
+
+    None where nothing is known, or where it is less plain than edits need it.
+    """
     try:
         noted = json.loads(store.read_file(_path(log)) or b"{}")
         here = {"natctl": __version__, "namespace": life_of_current(), "ruleset": ruleset}
         if not here.items() <= noted.items():
             return None
-        return InForce(log.configuration_text(noted["generation"]), noted["frame"], noted["generation"], ruleset)
+        text = log.configuration_text(noted["generation"])
+        frame = frame_of(text)
+        return InForce(text, frame, noted["generation"], ruleset) if frame else None
     except (NatctlError, ValueError, KeyError, AttributeError, TypeError):
         return None
 

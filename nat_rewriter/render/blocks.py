@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nat_rewriter.model.slices import PortRange, Protocol, Slice
-from nat_rewriter.render.spelling import concat
+from nat_rewriter.render.spelling import address_text
 
 # Each an element of a slice at most seven times at either end; what is left over is for the interval set. The same
 # for every policy, so that other slices are other elements and not other rules.
@@ -37,11 +37,13 @@ def blocks_of(family: int) -> tuple[Blocks, ...]:
 def block_elements(slices: Sequence[Slice], family: int) -> dict[str, dict[str, str]]:
     """Return address . first port of the blocks that lie in slices for both TCP and UDP, by set."""
     found: dict[str, dict[str, str]] = {blocks.name: {} for blocks in blocks_of(family)}
+    sets = dict(zip(SIZES, found.values(), strict=True))
     for owned in slices:
-        if {Protocol.TCP, Protocol.UDP} <= set(owned.protocols):
+        if Protocol.TCP in owned.protocols and Protocol.UDP in owned.protocols:
+            address = address_text(owned.address)
             for ports in owned.ranges:
                 for size, first in _split(ports, SIZES):
-                    found[f"blocks{family}_{size}"][concat(owned.address, first)] = ""
+                    sets[size][f"{address} . {first}"] = ""
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nat_rewriter.model.policy import Policy, SnatRule
+from nat_rewriter.model.slices import Protocol, Slice
 from nat_rewriter.render.table import render
 
 _NUMBERED = ("clients", "addresses", "sources")  # sets whose names say which run of rules they are of
@@ -39,7 +40,7 @@ def differences(before: Policy, after: Policy) -> list[Difference] | None:
     """Return what differs between the elements of two small policies, None where more may differ."""
     if not _same_rules(before.snat, after.snat):
         return None
-    old, new = render(before), render(after)
+    old, new = (render(replace(one, slices=_needed(one, before, after))) for one in (before, after))
     if old.skeleton != new.skeleton or old.elements.keys() != new.elements.keys():
         return None
     return [
@@ -47,6 +48,20 @@ def differences(before: Policy, after: Policy) -> list[Difference] | None:
         for name, was in old.elements.items()
         if name not in old.dynamic and was != new.elements[name]
     ]
+
+
+def _needed(policy: Policy, *both: Policy) -> tuple[Slice, ...]:
+    """Return the slices without those that are in both policies and leave no trace in what differs.
+
+    What two slices may share are elements for their address and for its echo ids.
+    """
+    same = set(both[0].slices) & set(both[1].slices)
+    first = {owned.address: owned for owned in reversed(policy.slices) if owned in same}
+    return tuple(
+        owned
+        for owned in policy.slices
+        if owned not in same or Protocol.ICMP in owned.protocols or first[owned.address] is owned
+    )
 
 
 def _same_rules(before: Sequence[SnatRule], after: Sequence[SnatRule]) -> bool:

@@ -129,6 +129,10 @@ def _of_family(networks: Sequence[Network], family: int) -> tuple[Network, ...]:
 
 
 def _targets(rule: SnatRule, family: int) -> tuple[tuple[tuple[Protocol, ...], tuple[Target, ...]], ...]:
+    if len(rule.slices) == 1:
+        (owned,) = rule.slices
+        targets = tuple((owned.address, ports) for ports in owned.rewrite_ranges)
+        return ((owned.protocols, targets),) if targets and owned.address.version == family else ()
     shared: dict[tuple[Target, ...], list[Protocol]] = {}
     for protocol in Protocol:
         found = tuple(

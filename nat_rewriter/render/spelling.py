@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, inet_ntop
 
 from nat_rewriter.model.policy import Network
 from nat_rewriter.model.slices import Address, PortRange, Protocol
@@ -27,7 +28,7 @@ def address_text(address: Address) -> str:
 @lru_cache(maxsize=1 << 17)
 def _address_text(family: int, number: int) -> str:
     # An address is spelled once for each protocol, range and set: most of the time of rendering, were it not kept.
-    return str(IPv6Address(number) if family == 6 else IPv4Address(number))
+    return str(IPv6Address(number)) if family == 6 else inet_ntop(AF_INET, number.to_bytes(4))
 
 
 def _spelled(field: object) -> str:
