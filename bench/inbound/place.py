@@ -18,7 +18,7 @@ from nat_rewriter.kernel.inbound import link_address
 from nat_rewriter.model.inbound import Holders, Inbound, Peer
 from nat_rewriter.model.pools import Block, Pool
 from nat_rewriter.model.slices import PortRange
-from nat_rewriter.render.inbound import inbound_changes, inbound_elements, render_inbound
+from nat_rewriter.render.inbound import inbound_changes, render_inbound
 from netns_lab.host import Host
 from netns_lab.segment import cable, configure, hosts_of_their_own
 
@@ -62,10 +62,10 @@ class Place:
         addresses = tuple(dict.fromkeys(block.address for block in self.blocks))
         pools = [Pool("shared", addresses, PORTS, SLICE_SIZE)]
         owner = Peer("owner", (ip_address(_OWNER[self.family]),), "02:00:00:00:00:01")
-        holders = Holders(dict.fromkeys(self.blocks, "owner"), {"owner": owner})
+        holders = Holders({"owner": frozenset(self.blocks)}, {"owner": owner})
         inbound = Inbound("out0", (), ("in0",))
         text = render_inbound("natctl", pools, inbound, host=True)
-        self.host.nft(text + "\n" + inbound_changes("natctl", {}, inbound_elements(pools, holders, "host"), host=True))
+        self.host.nft(f"{text}\n{inbound_changes('natctl', pools, Holders(), holders, 'host')}")
 
     def drop(self) -> None:
         """Let the host drop packets as soon as they are there: what is left is the sender's share."""

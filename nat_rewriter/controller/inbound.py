@@ -16,7 +16,6 @@ from nat_rewriter.model.pools import Block, Deed
 from nat_rewriter.model.slices import Address
 from nat_rewriter.pool import PoolStore, open_store
 from nat_rewriter.pool.hosts import HoldersWatch
-from nat_rewriter.render.inbound import inbound_elements
 
 _WAIT_S = 0.5
 _RETRY_S = 1.0
@@ -37,9 +36,8 @@ class InboundKeeper:
             own_peer(host, policy.inbound)
         self._address = policy.store
         self._ttl_s = min(pool.ttl_s for pool in self._pools)
-        self._handover = Handover(policy.controller.table)
+        self._handover = Handover(policy.controller.table, host)
         self._seen: Holders | None = None
-        self._links: dict[str, str] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -100,33 +98,27 @@ class InboundKeeper:
     def _take_up(self, inbound: Inbound, holders: Holders) -> None:
         before, self._seen = self._seen, holders
         if before is None:
-            self._handover.raise_up(self._pools, inbound, self._elements(holders))
+            self._handover.raise_up(self._pools, inbound, holders)
         else:
-            self._handover.update(self._elements(holders), self._given(before, holders), self._ttl_s)
+            self._handover.update(holders, self._given(before, holders), self._ttl_s)
         if before is None or before.peers.keys() != holders.peers.keys():
             self._told("inbound", f"hands over to {len(holders.peers.keys() - {self._host})} hosts")
 
     def _mend(self, inbound: Inbound) -> None:
         """Put everything in place again where somebody has emptied the kernel's tables, or made a device anew."""
         if self._seen is not None and not self._handover.stands():
-            self._handover.raise_up(self._pools, inbound, self._elements(self._seen))
+            self._handover.raise_up(self._pools, inbound, self._seen)
 
     def _given(self, before: Holders, after: Holders) -> dict[Block, Address]:
         """Return the blocks that this host had and another has now, and where that is."""
-        mine = [block for block, owner in before.blocks.items() if owner == self._host]
-        new = {block: after.peers.get(after.blocks.get(block, "")) for block in mine}
+        lost = before.held.get(self._host, frozenset()) - after.held.get(self._host, frozenset())
+        takers = [peer for host, peer in after.peers.items() if lost and host != self._host]
         places = {
             block: peer.address(block.address.version)
-            for block, peer in new.items()
-            if peer and peer.host != self._host
+            for peer in takers
+            for block in lost & after.held.get(peer.host, frozenset())
         }
         return {block: address for block, address in places.items() if address}
-
-    def _elements(self, holders: Holders) -> dict[str, dict[str, str]]:
-        """Return what belongs into the tables. A host that fell silent goes on handing over: it stays known."""
-        elements = inbound_elements(self._pools, holders, self._host)
-        self._links |= {peer.host: peer.link for peer in holders.peers.values() if peer.host != self._host}
-        return elements | {"peers": dict.fromkeys(self._links.values(), "")}
 
     def _told(self, what: str, detail: str) -> None:
         self._tell(Deed(datetime.now(UTC), what, detail=detail))

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from nat_rewriter.errors import NatctlError, NetlinkError, NftError
 from nat_rewriter.kernel.nft import KernelNft
-from nat_rewriter.model.inbound import Inbound, Peer
+from nat_rewriter.model.inbound import Holders, Inbound, Peer
 from nat_rewriter.model.pools import Block, Pool
 from nat_rewriter.model.slices import Address
 from nat_rewriter.render.inbound import (
     TABLE_FAMILIES,
-    Elements,
     given_text,
     inbound_changes,
     inbound_table_name,
@@ -31,38 +30,40 @@ _IFREQ = struct.Struct("=16sH6s16x")  # struct ifreq with ifr_hwaddr: net/if.h
 class Handover(KernelNft):
     """The tables of this host, in the namespace in which it is made. ``table`` is the controller's."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, host: str = "") -> None:
         super().__init__()
-        self._table = table
-        self._rules, self._there = "", dict[str, Mapping[str, str]]()
+        self._table, self._host = table, host
+        self._pools: Sequence[Pool] = ()
+        self._rules, self._there = "", Holders()
         self._devices: dict[str, int] = {}
 
-    def raise_up(self, pools: Sequence[Pool], inbound: Inbound, elements: Elements) -> None:
+    def raise_up(self, pools: Sequence[Pool], inbound: Inbound, holders: Holders) -> None:
         """Put the tables in place, in one transaction with what belongs into them."""
+        self._pools = pools
         self._rules = render_inbound(self._table, pools, inbound, host=True)
         self._devices = _numbers(inbound.devices)
-        self._load_all(elements)
+        self._load_all(holders)
 
     def stands(self) -> bool:
         """Tell whether the tables are there, for the devices that are there now: rules have their numbers."""
         same = _numbers(self._devices) == self._devices
         return same and self.find_listing("netdev", inbound_table_name(self._table)) is not None
 
-    def update(self, elements: Elements, given: Mapping[Block, Address], given_s: int) -> None:
+    def update(self, holders: Holders, given: Mapping[Block, Address], given_s: int) -> None:
         """Change what differs, in one transaction; ``given`` are blocks that were this host's, and where each is."""
-        changes = inbound_changes(self._table, self._there, elements, host=True)
+        changes = inbound_changes(self._table, self._pools, self._there, holders, self._host)
         if not changes and not given:
             return
         try:
             self._ask("load ruleset", text="\n".join([changes, given_text(self._table, given, given_s)]))
         except NftError:
-            self._load_all(elements)  # somebody else was at it
-        self._there = dict(elements)
+            self._load_all(holders)  # somebody else was at it
+        self._there = holders
 
-    def _load_all(self, elements: Elements) -> None:
-        filled = inbound_changes(self._table, {}, elements, host=True)
+    def _load_all(self, holders: Holders) -> None:
+        filled = inbound_changes(self._table, self._pools, Holders(), holders, self._host)
         self._ask("load ruleset", text="\n".join([*_deletion(self._table), self._rules, filled]))
-        self._there = dict(elements)
+        self._there = holders
 
     def take_down(self) -> None:
         """Take the tables away; none there is no error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from nat_rewriter.model.pools import Block
 from nat_rewriter.model.slices import Address
@@ -41,7 +42,25 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """Which host uses which block, and where the hosts are: a store at one moment."""
+    """What each host holds, and where the hosts are: a store at one moment. Who holds nothing is left out."""
 
-    blocks: Mapping[Block, str] = field(default_factory=dict)
+    held: Mapping[str, frozenset[Block]] = field(default_factory=dict)
     peers: Mapping[str, Peer] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, blocks: Mapping[Block, str], peers: Mapping[str, Peer]) -> Self:
+        """Return the same, of blocks and the hosts that hold them."""
+        held: dict[str, set[Block]] = {}
+        for block, host in blocks.items():
+            held.setdefault(host, set()).add(block)
+        return cls({host: frozenset(some) for host, some in held.items()}, peers)
+
+    def changed_since(self, before: Holders) -> set[str]:
+        """Return the hosts that hold something else than before, or are elsewhere."""
+        hosts = {*self.held, *before.held, *self.peers, *before.peers}
+        return {
+            host
+            for host in hosts
+            if self.peers.get(host) != before.peers.get(host)
+            or ((now := self.held.get(host)) is not (then := before.held.get(host)) and now != then)
+        }

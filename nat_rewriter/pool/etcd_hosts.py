@@ -64,7 +64,8 @@ class _Known:
         self._prefix = prefix
         pools = client.read([etcd.under(f"{prefix}/pool/")]).found[0]
         self._pools = {pool.name: pool for pool in (pool_from(each.value) for each in pools)}
-        self._held: dict[str, dict[Block, str]] = {}
+        self._held: dict[str, dict[str, frozenset[Block]]] = {}  # by host and key
+        self._all: dict[str, frozenset[Block]] = {}
         self._peers: dict[str, Peer] = {}
         read = client.read_all([places(prefix)])
         self.revision = read.revision
@@ -78,18 +79,20 @@ class _Known:
 
     def holders(self) -> Holders:
         """Return all of it."""
-        return Holders({b: host for held in self._held.values() for b, host in held.items()}, dict(self._peers))
+        return Holders(dict(self._all), dict(self._peers))
 
     def _note(self, key: str, found: Found | None) -> None:
         kind, *names, host = key.removeprefix(f"{self._prefix}/").split("/")
-        if found is None:
-            self._held.pop(key, None)
-            if kind == "here":
-                self._peers.pop(host, None)
-        elif kind == "here":
+        if kind == "here" and found:
             self._peers[host] = peer_from(host, found.value)
+        elif kind == "here":
+            self._peers.pop(host, None)
         else:
-            self._held[key] = dict.fromkeys(record_of(found, self._pool(names[0])).blocks, host)
+            of_host = self._held.setdefault(host, {})
+            of_host[key] = frozenset(record_of(found, self._pool(names[0])).blocks) if found else frozenset()
+            self._all[host] = frozenset().union(*of_host.values())
+            if not self._all[host]:
+                del self._all[host], self._held[host]
 
     def _pool(self, name: str) -> Pool:
         if name not in self._pools:

@@ -47,7 +47,7 @@ class SqliteHosts(Hosts):
             held = self._database.execute("SELECT address, first, size, host FROM holding WHERE held_until > ?", now)
             blocks = {Block(ip_address(address), first, size): host for address, first, size, host in held}
             here = self._database.execute("SELECT host, told FROM here WHERE until > ?", now).fetchall()
-        return Holders(blocks, {host: peer_from(host, told) for host, told in here})
+        return Holders.of(blocks, {host: peer_from(host, told) for host, told in here})
 
     def watch(self) -> HoldersWatch:
         """Look again and again."""

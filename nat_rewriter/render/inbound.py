@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,6 @@ from nat_rewriter.render.table import templates
 
 SLOTS = 256
 TABLE_FAMILIES = ("netdev", "ip", "ip6")
-Elements = Mapping[str, Mapping[str, str]]
 
 _PRIORITY = -200  # before the ingress chain of [route]
 _TOGETHER_PRIORITY = -350  # after NF_IP_PRI_CONNTRACK_DEFRAG (-400), before raw (-300) and conntrack (-200)
@@ -117,14 +116,19 @@ def addresses_of(pools: Iterable[Pool], family: int) -> list[Address]:
     return [address for pool in pools for address in pool.addresses if address.version == family]
 
 
-def inbound_elements(pools: Sequence[Pool], holders: Holders, host: str | None) -> dict[str, dict[str, str]]:
-    """Return what belongs into the sets and maps, for a host of the fleet or, with None, for a router."""
+def inbound_elements(
+    pools: Sequence[Pool], holders: Holders, host: str | None, owners: Collection[str] | None = None
+) -> dict[str, dict[str, str]]:
+    """Return what belongs into the sets and maps, for a host of the fleet or, with None, for a router.
+
+    With ``owners`` only the blocks of these hosts are among it.
+    """
     found: dict[str, dict[str, str]] = {}
     if host is not None:
         found["peers"] = {peer.link: "" for peer in holders.peers.values() if peer.host != host}
     for number in (4, 6):
         if addresses_of(pools, number):
-            found |= _of_family(holders, number, host)
+            found |= _of_family(holders, number, host, holders.held.keys() if owners is None else owners)
     return found
 
 
@@ -133,13 +137,16 @@ def block_key(block: Block) -> str:
     return concat(block.address, block.first)
 
 
-def _of_family(holders: Holders, number: int, host: str | None) -> Iterator[tuple[str, dict[str, str]]]:
+def _of_family(
+    holders: Holders, number: int, host: str | None, owners: Collection[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
     places = {
         peer.host: address_text(address)
         for peer in holders.peers.values()
         if (address := peer.address(number)) is not None
     }
-    blocks = [(block, owner) for block, owner in holders.blocks.items() if block.address.version == number]
+    held = ((block, owner) for owner in owners for block in holders.held.get(owner, ()))
+    blocks = [(block, owner) for block, owner in held if block.address.version == number]
     slots = _slots(frozenset(places))
     others = {block_key(block): places[owner] for block, owner in blocks if owner != host and owner in places}
     yield from ((f"owners{number}", others), (f"senders{number}", others))
@@ -160,15 +167,20 @@ def _weight(slot: int, host: str) -> bytes:
     return hashlib.blake2b(f"{slot} {host}".encode(), digest_size=8).digest()
 
 
-def inbound_changes(table: str, before: Elements, after: Elements, *, host: bool) -> str:
-    """Return the transaction that makes one content of the tables the other; empty where they are equal."""
+def inbound_changes(table: str, pools: Sequence[Pool], before: Holders, after: Holders, host: str | None) -> str:
+    """Return the transaction that makes one content of the tables the other; empty where they are equal.
+
+    The link-layer addresses of hosts that fell silent stay: they go on handing packets over.
+    """
     name = inbound_table_name(table)
+    changed = after.changed_since(before)
+    all_had, all_has = (inbound_elements(pools, holders, host, changed) for holders in (before, after))
     removals, additions = [], []
-    for which in sorted(before.keys() | after.keys()):
-        had, has = before.get(which, {}), after.get(which, {})
-        gone = [key for key, value in had.items() if has.get(key) != value]
+    for which, has in sorted(all_has.items()):
+        had = all_had[which]
+        gone = [key for key, value in had.items() if has.get(key) != value and which != "peers"]
         come = [f"{key} : {value}" if value else key for key, value in has.items() if had.get(key) != value]
-        for family in _families_with(which, host=host):
+        for family in _families_with(which, host=host is not None):
             removals += [f"delete element {family} {name} {which} {{ {', '.join(gone)} }}"] if gone else []
             additions += [f"add element {family} {name} {which} {{ {', '.join(come)} }}"] if come else []
     return "\n".join([*removals, *additions])
@@ -177,9 +189,8 @@ def inbound_changes(table: str, before: Elements, after: Elements, *, host: bool
 def router_text(table: str, pools: Sequence[Pool], holders: Holders, inbound: Inbound) -> str:
     """Return an nft file by which a router on the segment of the fleet hands packets to their owners."""
     name = inbound_table_name(table)
-    elements = inbound_elements(pools, holders, None)
     rules = render_inbound(table, pools, inbound, host=False)
-    filled = inbound_changes(table, {}, elements, host=False)
+    filled = inbound_changes(table, pools, Holders(), holders, None)
     return f"table netdev {name}\ndelete table netdev {name}\n\n{rules}\n{filled}\n"
 
 

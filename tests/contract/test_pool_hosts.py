@@ -56,7 +56,7 @@ def test_who_holds_what_and_where_they_are(store: PoolStore) -> None:
     store.hosts.announce(H1, 30)
     store.hosts.announce(H2, 30)
     blocks = {each.block: each.host for some in held for each in some}
-    assert store.hosts.holders() == Holders(blocks, {"h1": H1, "h2": H2})
+    assert store.hosts.holders() == Holders.of(blocks, {"h1": H1, "h2": H2})
     assert H1.address(6) == ip_address("2001:db8::11")
     assert H2.address(6) is None
 
@@ -75,13 +75,13 @@ def test_changes_are_told(store: PoolStore, watch: HoldersWatch) -> None:
     assert watch.wait(5) == Holders({}, {})
     assert watch.wait(0.1) is None
     block = store.acquire("ams", "h1", 1)[0].block
-    assert until(watch, lambda told: bool(told.blocks)).blocks == {block: "h1"}
+    assert until(watch, lambda told: bool(told.held)).held == {"h1": {block}}
     store.hosts.announce(H2, 30)
     assert until(watch, lambda told: bool(told.peers)).peers == {"h2": H2}
     store.transfer("ams", block, "h1", "h2")
-    until(watch, lambda told: told.blocks == {block: "h2"})
+    until(watch, lambda told: told.held == {"h2": {block}})
     store.release("ams", "h2", [block])
-    until(watch, lambda told: told.blocks == {})
+    until(watch, lambda told: told.held == {})
     store.hosts.depart("h2")
     until(watch, lambda told: told == Holders({}, {}))
 
@@ -107,9 +107,9 @@ def test_a_pool_that_comes_later(store: PoolStore, watch: HoldersWatch) -> None:
     store.define(replace(POOL, name="later", addresses=(ip_address("198.51.100.11"),)))
     block = store.acquire("later", "h1", 1)[0].block
     try:
-        until(watch, lambda told: told.blocks == {block: "h1"}, 3)
+        until(watch, lambda told: told.held == {"h1": {block}}, 3)
     except StateError:  # the definitions have to be read anew
-        until(watch, lambda told: told.blocks == {block: "h1"})
+        until(watch, lambda told: told.held == {"h1": {block}})
 
 
 def test_a_watch_outlives_the_endpoint_that_it_listened_to(tmp_path: Path) -> None:
@@ -122,4 +122,4 @@ def test_a_watch_outlives_the_endpoint_that_it_listened_to(tmp_path: Path) -> No
             with pytest.raises(StateError, match="watch the store"):
                 until(watch, lambda told: False)
             block = store.acquire("ams", "h1", 1)[0].block
-            until(watch, lambda told: told.blocks == {block: "h1"})
+            until(watch, lambda told: told.held == {"h1": {block}})

@@ -13,7 +13,6 @@ from nat_rewriter.kernel.inbound import Handover, link_address
 from nat_rewriter.model.inbound import Holders, Inbound, Peer
 from nat_rewriter.model.pools import Block, Pool
 from nat_rewriter.model.slices import PortRange
-from nat_rewriter.render.inbound import inbound_elements
 from netns_lab.host import Host
 from netns_lab.segment import (
     SEGMENT_LINK,
@@ -46,13 +45,13 @@ def test_rules_for_a_device_that_was_made_anew() -> None:
         host, other = hosts_of_their_own(resources, "host", "other")
         cable(host, SEGMENT_LINK, other, "far0")
         with host.enter(), Handover("natctl") as handover:
-            handover.raise_up([pool], inbound, {})
+            handover.raise_up([pool], inbound, Holders())
             assert handover.stands()
             host.run(["ip", "link", "delete", SEGMENT_LINK])
             assert not handover.stands()
             cable(host, SEGMENT_LINK, other, "far0")
             assert not handover.stands()
-            handover.raise_up([pool], inbound, {})
+            handover.raise_up([pool], inbound, Holders())
             assert handover.stands()
             handover.take_down()
             assert not handover.stands()
@@ -92,9 +91,8 @@ def test_a_vxlan_between_the_hosts() -> None:
         peers = {f"h{number}": _peer(host, number) for number, host in enumerate(lab.hosts)}
         for number, host in enumerate(lab.hosts):
             with host.enter():
-                handover = tables.enter_context(Handover("natctl"))
-            elements = inbound_elements([pool], Holders({block: "h0"}, peers), f"h{number}")
-            handover.raise_up([pool], Inbound("vx0", (), (SEGMENT_LINK,)), elements)
+                handover = tables.enter_context(Handover("natctl", f"h{number}"))
+            handover.raise_up([pool], Inbound("vx0", (), (SEGMENT_LINK,)), Holders.of({block: "h0"}, peers))
         lab.deal_to([1])
         with lab.hosts[0].tcp_connect((SERVER, 443), src=(SHARED, 9300), timeout_s=10) as sock:
             sock.sendall(b"x" * 50_000)

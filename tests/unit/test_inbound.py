@@ -36,7 +36,8 @@ PEERS = {
     for number in (1, 2, 3)
 }
 MINE, THEIRS, SIXTH = Block(FOUR, 8192, 1024), Block(OTHER, 8256, 64), Block(SIX, 9216, 512)
-HOLDERS = Holders({MINE: "h1", THEIRS: "h2", SIXTH: "h3"}, PEERS)
+BLOCKS = {MINE: "h1", THEIRS: "h2", SIXTH: "h3"}
+HOLDERS = Holders.of(BLOCKS, PEERS)
 INBOUND = Inbound("seg0", (), ("up0", "up1"))
 
 
@@ -57,7 +58,7 @@ def test_a_router_has_no_blocks_of_its_own() -> None:
 
 
 def test_nothing_goes_to_a_host_that_did_not_say_where_it_is() -> None:
-    silent = Holders(HOLDERS.blocks, {"h1": PEERS["h1"], "h3": Peer("h3", (ip_address("192.0.2.3"),), "02::3")})
+    silent = Holders(HOLDERS.held, {"h1": PEERS["h1"], "h3": Peer("h3", (ip_address("192.0.2.3"),), "02::3")})
     found = inbound_elements(POOLS, silent, "h1")
     assert found["owners4"] == {}
     assert found["owners6"] == {}
@@ -75,7 +76,7 @@ def test_hosts_agree_on_whose_a_slot_is() -> None:
 
 
 def test_a_host_that_goes_moves_its_slots_alone() -> None:
-    fewer = Holders(HOLDERS.blocks, {name: peer for name, peer in PEERS.items() if name != "h3"})
+    fewer = Holders(HOLDERS.held, {name: peer for name, peer in PEERS.items() if name != "h3"})
     before, after = (inbound_elements(POOLS, holders, None)["slots4"] for holders in (HOLDERS, fewer))
     assert {key for key in before if before[key] != after[key]} == {
         key for key, to in before.items() if to == "192.0.2.3"
@@ -83,16 +84,24 @@ def test_a_host_that_goes_moves_its_slots_alone() -> None:
 
 
 def test_changes_are_elements_alone() -> None:
-    before = inbound_elements(POOLS, HOLDERS, "h1")
-    moved = Holders({**HOLDERS.blocks, THEIRS: "h3"}, PEERS)
-    text = inbound_changes("natctl", before, inbound_elements(POOLS, moved, "h1"), host=True)
+    moved = Holders.of({**BLOCKS, THEIRS: "h3"}, PEERS)
+    text = inbound_changes("natctl", POOLS, HOLDERS, moved, "h1")
     assert text.splitlines() == [
         f"{verb} element {family} natctl_inbound {name} {{ 198.51.100.11 . 8256{data} }}"
         for verb, data in (("delete", ""), ("add", " : 192.0.2.3"))
         for name in ("owners4", "senders4")
         for family in ("netdev", "ip")
     ]
-    assert not inbound_changes("natctl", before, before, host=True)
+    assert not inbound_changes("natctl", POOLS, HOLDERS, Holders.of(BLOCKS, PEERS), "h1")
+
+
+def test_a_host_that_falls_silent_is_still_known_for_one_of_the_fleet() -> None:
+    gone = Holders(
+        {host: some for host, some in HOLDERS.held.items() if host != "h2"}, {"h1": PEERS["h1"], "h3": PEERS["h3"]}
+    )
+    text = inbound_changes("natctl", POOLS, HOLDERS, gone, "h1")
+    assert "delete element netdev natctl_inbound owners4 { 198.51.100.11 . 8256 }" in text
+    assert " peers " not in text
 
 
 def test_what_was_given_away_is_known_for_a_while() -> None:
