@@ -15,6 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from own_network import own_network, run
+
+from netns_lab.servers import TcpServer, listen_tcp
+
 PATIENCE_S = 20
 SOFT, SOFT_6 = "198.51.100.10", "2001:db8:100::10"
 SERVER, SERVER_6 = "203.0.113.1", "2001:db8:203::1"
@@ -38,6 +42,13 @@ def proxy_text(mode: str, listen: str | list[str], **keys: object) -> str:
     """Return a [[proxy]] named after its mode, with both slices unless keys say otherwise."""
     fields: dict[str, object] = {"name": mode, "mode": mode, "listen": listen, "slices": ["ams-1", "ams-6"]} | keys
     return "\n[[proxy]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
+
+
+PROXIES = (
+    proxy_text("socks", "127.0.0.1:1080", connect_timeout=1)
+    + proxy_text("connect", "127.0.0.1:3128", connect_timeout=1)
+    + proxy_text("listen", "127.0.0.1:8443", to=f"{SERVER}:443", slices=["ams-1"])
+)
 
 
 def eventually(holds: Callable[[], bool], what: str = "") -> None:
@@ -186,3 +197,30 @@ def socks_connect(target: str, port: int, *, to: tuple[str, int] = ("127.0.0.1",
     reply = read_exactly(sock, 4)
     read_exactly(sock, 18 if reply[3] == 4 else 6)
     return sock, reply[1]
+
+
+@contextmanager
+def proxy_network() -> Iterator[None]:
+    """Be in a namespace with slices and servers on one device, and a net from which no answer comes."""
+    with own_network(*ADDRESSES, *(f"203.0.113.{last}/32" for last in range(2, 11))):
+        run("ip link add void type veth peer name nowhere")
+        run("ip link set void up")
+        run("ip link set nowhere up")
+        run("ip route add 192.0.2.0/24 dev void")
+        run("ip neighbour add 192.0.2.1 lladdr 02:00:00:00:00:01 dev void")
+        yield
+
+
+@contextmanager
+def echo_server() -> Iterator[TcpServer]:
+    """Have an echo server on port 443 of all addresses."""
+    echo = TcpServer(listen_tcp(443))
+    try:
+        yield echo
+    finally:
+        echo.close()
+
+
+def echoes(sock: socket.socket, text: bytes = b"natctl") -> bool:
+    sock.sendall(text)
+    return read_exactly(sock, len(text)) == text

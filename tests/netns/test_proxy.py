@@ -6,17 +6,14 @@ import ipaddress
 import random
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from own_network import own_network, run
 from proxying import (
-    ADDRESSES,
     PATIENCE_S,
+    PROXIES,
     SERVER,
     SERVER_6,
     SLICES,
@@ -25,8 +22,11 @@ from proxying import (
     WIDE_SLICES,
     RunningProxy,
     dial,
+    echo_server,
+    echoes,
     eventually,
     http_connect,
+    proxy_network,
     proxy_text,
     read_all,
     read_exactly,
@@ -36,34 +36,7 @@ from proxying import (
 
 from netns_lab.servers import TcpServer, listen_tcp
 
-PROXIES = (
-    proxy_text("socks", "127.0.0.1:1080", connect_timeout=1)
-    + proxy_text("connect", "127.0.0.1:3128", connect_timeout=1)
-    + proxy_text("listen", "127.0.0.1:8443", to=f"{SERVER}:443", slices=["ams-1"])
-)
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends a reset
-
-
-@contextmanager
-def proxy_network() -> Iterator[None]:
-    """Be in a namespace with slices and servers on one device, and a net from which no answer comes."""
-    with own_network(*ADDRESSES, *(f"203.0.113.{last}/32" for last in range(2, 11))):
-        run("ip link add void type veth peer name nowhere")
-        run("ip link set void up")
-        run("ip link set nowhere up")
-        run("ip route add 192.0.2.0/24 dev void")
-        run("ip neighbour add 192.0.2.1 lladdr 02:00:00:00:00:01 dev void")
-        yield
-
-
-@contextmanager
-def echo_server() -> Iterator[TcpServer]:
-    """Have an echo server on port 443 of all addresses."""
-    echo = TcpServer(listen_tcp(443))
-    try:
-        yield echo
-    finally:
-        echo.close()
 
 
 @pytest.fixture
@@ -98,22 +71,6 @@ def proxy(shared: tuple[RunningProxy, TcpServer]) -> RunningProxy:
 @pytest.fixture
 def echo(shared: tuple[RunningProxy, TcpServer]) -> TcpServer:
     return shared[1]
-
-
-def echoes(sock: socket.socket, text: bytes = b"natctl") -> bool:
-    sock.sendall(text)
-    return read_exactly(sock, len(text)) == text
-
-
-def send_until_stopped(sock: socket.socket, most: int) -> int:
-    """Send until the socket takes nothing for its timeout; return how much it took."""
-    sent = 0
-    try:
-        while sent < most:
-            sent += sock.send(bytes(1 << 16))
-    except TimeoutError:
-        pass
-    return sent
 
 
 def in_slice(server: TcpServer, address: str) -> bool:
@@ -202,36 +159,6 @@ def test_the_destination_is_told_who_the_client_is(
                     b"\r\n\r\n\0\r\nQUIT\n" + struct.pack("!BBH", 0x21, 0x21 if six else 0x11, len(packed)) + packed
                 )
             assert read_exactly(peer, len(header) + 5) == header + b"first"
-
-
-def test_ten_ports_carry_ten_connections_to_each_of_ten_destinations(server: TcpServer, tmp_path: Path) -> None:
-    with running(tmp_path, SLICES + PROXIES) as proxy:
-        fill_ten_ports(proxy, server)
-
-
-def fill_ten_ports(proxy: RunningProxy, server: TcpServer) -> None:
-    held = [http_connect(f"203.0.113.{last}:443") for last in range(1, 11) for _ in range(10)]
-    assert [status for _, status in held if not status.startswith(b"200")] == []
-    assert all(echoes(sock) for sock, _ in held)
-    assert {port for _, port in server.peers} == set(range(9000, 9010))
-    one_more, status = http_connect(f"{SERVER}:443")
-    assert status == b"503 Slice Exhausted"
-    by_socks, code = socks_connect(SERVER, 443)
-    assert code == 1
-    ended = proxy.wait_for_outcome("exhausted")
-    assert ended["destination"] == f"{SERVER}:443"
-    for sock in (one_more, by_socks, *(sock for sock, _ in held)):
-        sock.close()
-
-
-def test_a_port_that_the_server_closed_is_used_again(network: None, tmp_path: Path) -> None:
-    with listen_tcp(443) as listener, running(tmp_path, SLICES + PROXIES):
-        for _ in range(30):  # three times as many as there are ports
-            with dial("127.0.0.1", 8443) as sock:
-                peer, _ = listener.accept()
-                peer.sendall(b"bye")
-                peer.close()
-                assert read_all(sock) == b"bye"
 
 
 @pytest.mark.parametrize(
@@ -349,15 +276,6 @@ def break_a_thousand(proxy: RunningProxy) -> None:
     assert sum(sum(each["ended"].values()) for each in last.values()) == 1001
 
 
-def test_an_idle_connection_is_ended(server: TcpServer, tmp_path: Path) -> None:
-    text = SLICES + proxy_text("listen", "127.0.0.1:8443", to=f"{SERVER}:443", idle_timeout=1)
-    with running(tmp_path, text) as proxy, dial("127.0.0.1", 8443) as sock:
-        assert echoes(sock)
-        with pytest.raises(ConnectionResetError):
-            sock.recv(1)
-        assert proxy.wait_for_outcome("idle")["duration_ms"] >= 900
-
-
 def test_a_client_that_does_not_finish_its_request_is_let_go(proxy: RunningProxy) -> None:
     with dial("127.0.0.1", 3128) as sock:
         sock.sendall(b"CONNECT 203.0.113.1:443 HTTP/1.1\r\n")
@@ -365,56 +283,8 @@ def test_a_client_that_does_not_finish_its_request_is_let_go(proxy: RunningProxy
     assert proxy.wait_for_outcome("slow-request")
 
 
-def test_no_more_connections_than_allowed(server: TcpServer, tmp_path: Path) -> None:
-    text = SLICES + proxy_text("connect", "127.0.0.1:3128", max_connections=5)
-    with running(tmp_path, text) as proxy:
-        held = [http_connect(f"{SERVER}:443") for _ in range(5)]
-        assert all(status.startswith(b"200") for _, status in held)
-        with dial("127.0.0.1", 3128) as sock:
-            assert read_all(sock).startswith(b"HTTP/1.1 503 Too Many")
-        assert proxy.wait_for_outcome("limit")
-        held[0][0].close()
-        eventually(lambda: len(proxy.events("connection")) >= 2)
-        sock, status = http_connect(f"{SERVER}:443")
-        assert status.startswith(b"200")
-        for each in (sock, *(sock for sock, _ in held)):
-            each.close()
-
-
 def test_a_name_is_looked_up_and_its_addresses_tried_in_turn(server: TcpServer, tmp_path: Path) -> None:
     text = SLICES + proxy_text("listen", "127.0.0.1:8443", to="localhost:443", slices=["ams-1"])
     with running(tmp_path, text), dial("127.0.0.1", 8443) as sock:
         assert echoes(sock)  # whatever families the name has: there is a slice of IPv4 only
         assert in_slice(server, SOFT)
-
-
-def test_a_silent_reader_stops_the_writer(network: None, tmp_path: Path) -> None:
-    """Backpressure: what the relay takes is bounded, and arrives once it is read."""
-    with listen_tcp(443) as listener, running(tmp_path, SLICES + PROXIES), dial("127.0.0.1", 8443) as sock:
-        peer, _ = listener.accept()
-        sock.settimeout(0.5)
-        sent = send_until_stopped(sock, 1 << 30)
-        assert sent < 64 << 20
-        sock.settimeout(PATIENCE_S)
-        sock.shutdown(socket.SHUT_WR)
-        counted = threading.Thread(target=lambda: counts.append(len(read_all(peer))))
-        counts: list[int] = []
-        peer.settimeout(PATIENCE_S)
-        counted.start()
-        counted.join(3 * PATIENCE_S)
-        peer.close()
-        assert counts == [sent]
-
-
-def test_ports_of_a_destination_are_used_in_turn(network: None, tmp_path: Path) -> None:
-    """The port that was used longest ago comes next: it is the first to be out of TIME_WAIT."""
-    with listen_tcp(443) as listener, running(tmp_path, SLICES + PROXIES, workers=1):
-        seen = []
-        for _ in range(20):
-            with dial("127.0.0.1", 8443) as sock:
-                peer, (_, port, *_) = listener.accept()
-                seen.append(port)
-                peer.close()
-                assert read_all(sock) == b""
-    first = seen[0] - 9000
-    assert seen == [9000 + (first + step) % 10 for step in range(20)]
