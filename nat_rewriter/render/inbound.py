@@ -22,6 +22,7 @@ from nat_rewriter.render.table import templates
 SLOTS = 256
 TABLE_FAMILIES = ("netdev", "ip", "ip6")
 
+_A_STATEMENT = 5000  # elements: nft's parser slows down on longer ones
 _PRIORITY = -200  # before the ingress chain of [route]
 _TOGETHER_PRIORITY = -350  # after NF_IP_PRI_CONNTRACK_DEFRAG (-400), before raw (-300) and conntrack (-200)
 _TOGETHER = "0x6e617463"
@@ -175,15 +176,20 @@ def inbound_changes(table: str, pools: Sequence[Pool], before: Holders, after: H
     name = inbound_table_name(table)
     changed = after.changed_since(before)
     all_had, all_has = (inbound_elements(pools, holders, host, changed) for holders in (before, after))
-    removals, additions = [], []
+    removals, additions = list[str](), list[str]()
     for which, has in sorted(all_has.items()):
         had = all_had[which]
         gone = [key for key, value in had.items() if has.get(key) != value and which != "peers"]
         come = [f"{key} : {value}" if value else key for key, value in has.items() if had.get(key) != value]
         for family in _families_with(which, host=host is not None):
-            removals += [f"delete element {family} {name} {which} {{ {', '.join(gone)} }}"] if gone else []
-            additions += [f"add element {family} {name} {which} {{ {', '.join(come)} }}"] if come else []
+            removals += _statements(f"delete element {family} {name} {which}", gone)
+            additions += _statements(f"add element {family} {name} {which}", come)
     return "\n".join([*removals, *additions])
+
+
+def _statements(verb: str, elements: Sequence[str]) -> Iterator[str]:
+    for start in range(0, len(elements), _A_STATEMENT):
+        yield f"{verb} {{ {', '.join(elements[start : start + _A_STATEMENT])} }}"
 
 
 def router_text(table: str, pools: Sequence[Pool], holders: Holders, inbound: Inbound) -> str:
