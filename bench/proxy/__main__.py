@@ -14,15 +14,16 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from bench.proxy.engines import ENGINES, FRONT, haproxy, natctl, started
+from bench.proxy.engines import ENGINES, FRONT, haproxy_twice, natctl, started
 from bench.proxy.place import measuring_place, memory_mib, processor_s, tree
+from bench.proxy.ten_ports import DESTINATIONS, EACH, carried
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "proxy.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 WIDE = "10000-59999"
 FLOWS, AT_ONCE = 8, 64
 HELD = 10_000
-HELD_BY_HAPROXY = 7_800
+HALVES = "10000-34999", "35000-59999"
 
 
 class Run(NamedTuple):
@@ -52,9 +53,10 @@ def main() -> None:
                     runs[name].append(_run(load, process.pid, server, options.seconds))
         held = {
             "`natctl proxy`": _hold(load, natctl(directory, WIDE, 2 * HELD), HELD),
-            "HAProxy, TCP mode": _hold(load, haproxy(directory, WIDE), HELD_BY_HAPROXY),
+            "HAProxy, TCP mode, two processes": _hold(load, haproxy_twice(directory, *HALVES), HELD),
         }
-    found = "\n\n".join((_heading(version, options.rounds), _speed_table(runs), _memory_table(held)))
+    tables = _speed_table(runs), _memory_table(held), _ports_table(carried())
+    found = "\n\n".join((_heading(version, options.rounds), *tables))
     print(found)
     if not options.no_write:
         text = DOCUMENT.read_text()
@@ -127,6 +129,15 @@ def _memory_table(held: dict[str, tuple[int, float, float]]) -> str:
         each = (then - before) * 1024 / count
         lines.append(f"| {name} | {count:,} | {before:.0f} | {then:.0f} | {each:.1f} |")
     return "\n".join(lines)
+
+
+def _ports_table(found: dict[str, int]) -> str:
+    asked = len(DESTINATIONS) * EACH
+    lines = [
+        f"| a slice of 10 ports, {EACH} connections to each of {len(DESTINATIONS)} destinations | work |",
+        "|---|---|",
+    ]
+    return "\n".join(lines + [f"| {name} | {count} of {asked} |" for name, count in found.items()])
 
 
 if __name__ == "__main__":

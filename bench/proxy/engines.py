@@ -66,6 +66,19 @@ def _haproxy(directory: Path, ports: str, *, spliced: bool) -> list[str]:
     return ["haproxy", "-db", "-f", str(path)]
 
 
+def haproxy_twice(directory: Path, low: str, high: str) -> list[str]:
+    """Return the command of two HAProxys that share the front, each with a part of the ports.
+
+    For more connections than one process may have descriptors for; they end with the shell.
+    """
+    commands = []
+    for ports in (low, high):
+        place = directory / ports
+        place.mkdir()
+        commands.append("setpriv --pdeathsig TERM " + " ".join(_haproxy(place, ports, spliced=False)))
+    return ["sh", "-c", " & ".join([*commands, "wait"])]
+
+
 def _configuration(directory: Path, ports: str, most: int = MOST) -> Path:
     path = directory / "natctl.toml"
     fields = {
