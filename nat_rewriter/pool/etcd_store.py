@@ -260,11 +260,12 @@ class EtcdStore(PoolStore):
         """Return free blocks, by chance: hosts that ask at once seldom want the same."""
         free = view.free
         for _ in range(_LOOKS):
-            if len(free) >= count:
-                return dict(random.sample(list(free.items()), count))
-            free |= self._look(view.pool.name, [], lambda pool: random_blocks(pool, MOST_AT_ONCE)).free
-        swept = self._sweep(view.pool, count)
-        return self._look(view.pool.name, [], lambda _: swept).seen
+            if len(free) < count:
+                free |= self._look(view.pool.name, [], lambda pool: random_blocks(pool, MOST_AT_ONCE)).free
+        if len(free) < count:
+            swept = self._sweep(view.pool, count)
+            return self._look(view.pool.name, [], lambda _: swept).seen
+        return dict(random.sample(list(free.items()), count))
 
     def _sweep(self, pool: Pool, count: int) -> list[Block]:
         """Return free blocks of a pool that is nearly full: sweeps over addresses, over all where they are few."""
