@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench.coexist.load import NoCompiler
 from bench.coexist.tables import markdown, where
+from bench.inbound.following import following
 from bench.inbound.place import Place, place
 from bench.packets.place import NotMeasured
 from nat_rewriter.errors import NatctlError
@@ -37,9 +38,18 @@ def main() -> int:
     parser.add_argument("--family", type=int, nargs="+", choices=[4, 6], default=(4, 6))
     parser.add_argument("--times", type=int, default=15, help="turns of each way; default: %(default)s")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/inbound.md")
+    parser.add_argument("--following", action="store_true", help="how soon a change in etcd is in the kernel, instead")
     options = parser.parse_args()
     try:
         enter_if_needed()
+        if options.following:
+            for count in options.slices:
+                seen = following(count)
+                print(
+                    f"{count:,} slices: read in {seen.read_s:.2f} s, in the kernel {seen.filled_s:.2f} s later;"
+                    f" a change {seen.change_ms:.0f} ms"
+                )
+            return 0
         tables = [_shown(family, count, options.times) for family in options.family for count in options.slices]
     except (NoCompiler, NotMeasured, NatctlError) as error:
         print(f"bench.inbound: {error}", file=sys.stderr)
