@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from bench.coexist.settings import configuration
+import pytest
+
+from bench.coexist.settings import apply, configuration
 from nat_rewriter.config import read_policy
 from nat_rewriter.kernel.conntrack import get_flow
 from nat_rewriter.lease import Lease, Lessor
 from nat_rewriter.model.flows import Flow
 from nat_rewriter.model.tuples import FlowTuple
 from netns_lab import Lab
+from netns_lab.enter import missing_privilege
 from netns_lab.servers import EchoServer
 from netns_lab.topology import CLIENT, CLIENT_6, SERVER, SERVER_6, SOFT_ADDRESS, SOFT_ADDRESS_6
 
@@ -84,6 +87,16 @@ class Desk:
         listed = self.lab.egress.run(["ss", "-Hantu"]).stdout
         here = [line for line in listed.splitlines() if any(soft in line for soft in SOFT.values())]
         return [line for line in here if line.split()[-1].endswith(f":{self.port}")]
+
+
+@contextmanager
+def shared_lab() -> Iterator[Lab]:
+    """Make a lab with natctl applied, for all tests of a module: each has a destination of its own in it."""
+    if missing_privilege():
+        pytest.skip("needs to make network namespaces")
+    with Lab() as lab:
+        apply(lab, configuration(lab.slices))
+        yield lab
 
 
 @contextmanager

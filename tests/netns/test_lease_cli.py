@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leasing import SERVERS, SLICES, Desk, desk
+from leasing import SERVERS, SLICES, Desk, desk, shared_lab
 
-from bench.coexist.settings import apply, configuration
+from bench.coexist.settings import configuration
 from netns_lab import Lab
-from netns_lab.enter import missing_privilege
 from netns_lab.lab import Outcome
 
 NATCTL = [sys.executable, "-m", "nat_rewriter"]
@@ -30,12 +29,8 @@ SAY = (
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """A lab with natctl applied, for all tests of this module: each has a destination of its own in it."""
-    if missing_privilege():
-        pytest.skip("needs to make network namespaces")
-    with Lab() as lab:
-        apply(lab, configuration(lab.slices))
+def shared() -> Iterator[Lab]:
+    with shared_lab() as lab:
         yield lab
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from leasing import PORTS, SOFT, Desk, desk, forget_flows, newcomer, reset, sysctl, works
+from leasing import PORTS, SOFT, Desk, desk, forget_flows, newcomer, reset, shared_lab, sysctl, works
 
 from bench.coexist.settings import apply, configuration
 from nat_rewriter.config import read_policy
@@ -20,7 +20,6 @@ from nat_rewriter.errors import LeaseLost, SliceExhausted, UnsupportedFeature, U
 from nat_rewriter.lease import STRATEGIES, Lessor
 from netns_lab import Lab
 from netns_lab.capture import SYN
-from netns_lab.enter import missing_privilege
 from netns_lab.topology import UPLINK
 
 TIMES = 1000 if os.environ.get("NATCTL_LONG") else 30
@@ -36,11 +35,7 @@ REFUSED = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Lab]:
-    """A lab with natctl applied, for all tests of this module: each has a destination of its own in it."""
-    if missing_privilege():
-        pytest.skip("needs to make network namespaces")
-    with Lab() as lab:
-        apply(lab, configuration(lab.slices))
+    with shared_lab() as lab:
         yield lab
 
 
