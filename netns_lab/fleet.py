@@ -29,7 +29,7 @@ from netns_lab.traffic import Traffic
 _ENDPOINTS = [(topology.node_address(node), 2379) for node in topology.NODES]
 _HOST_OF_MAC = {topology.host_mac(host): f"host{host}" for host in topology.HOSTS}
 SERVERS = "203.0.113.0/24"
-RECOVERY_S = 90.0
+RECOVERY_S = 180.0
 
 
 class Fleet:

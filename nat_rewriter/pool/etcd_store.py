@@ -78,7 +78,6 @@ class EtcdStore(PoolStore):
         self.moves = EtcdMoves(self._client, self._prefix)
         self.hosts = EtcdHosts(self._client, self._prefix)
         self._definitions: dict[str, tuple[Pool, int]] = {}
-        self._last_records: dict[tuple[str, str], Record] = {}
         self._rests: dict[int, tuple[int, float]] = {}
         self._kept: dict[int, tuple[float, int]] = {}  # when a short lease began anew, and its seconds
 
@@ -146,15 +145,20 @@ class EtcdStore(PoolStore):
         return _until_done(attempt)
 
     def renew(self, name: str, host: str) -> list[Holding]:
-        """Return what a host holds, for a full term from the moment of this call on."""
-        record = self._last_records.get((name, host)) or self._look(name, [host]).records[0]
+        """Return what a host holds, for a full term from the moment of this call on.
+
+        Looked at first, and kept alive then: a member that has answered for a majority knows who leads it. A leader of
+        before, that stood still and woke, would say of leases that it has kept them alive when others count them (etcd
+        issue 15247).
+        """
+        ended = None
         while True:
-            kept = self._kept_alive(record)
-            view = self._look(name, [host])
-            (after,) = view.records
-            if after.short == record.short:
-                return terms(after._replace(term_s=kept)) if kept else []
-            record = after  # it has got leases of its own meanwhile
+            (record,) = self._look(name, [host]).records
+            if record.short == ended:
+                return []
+            if kept := self._kept_alive(record):
+                return terms(record._replace(term_s=kept))
+            ended = record.short  # unless it has got leases of its own meanwhile
 
     def release(self, name: str, host: str, blocks: Iterable[Block]) -> None:
         """Take blocks back from a host; they rest."""
@@ -244,7 +248,6 @@ class EtcdStore(PoolStore):
             record_of(each[0], pool) if each else nothing(host)
             for host, each in zip(hosts, found[1 : 1 + len(hosts)], strict=True)
         ]
-        self._last_records.update({(name, record.host): record for record in records})
         of_blocks = found[1 + len(hosts) :]
         seen = map(seen_of, of_blocks[::2], of_blocks[1::2])
         return View(pool, revision, records, dict(zip(wanted, seen, strict=True)))
