@@ -45,6 +45,7 @@ class InboundKeeper:
         """Begin to follow the store; rules of an agent before stay until it has answered."""
         if self._inbound is None:
             self._handover.take_down()
+            self._handover.close()
             return
         self._thread = threading.Thread(target=self._run, args=(self._inbound,), name="natctl-inbound", daemon=True)
         self._thread.start()
@@ -65,7 +66,7 @@ class InboundKeeper:
         if self._inbound:
             with open_store(self._address) as store:
                 store.hosts.depart(self._host)
-        self._handover.take_down()
+            self._handover.take_down()
 
     def _end(self) -> None:
         self._ended.set()
