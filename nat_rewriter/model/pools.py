@@ -139,8 +139,9 @@ class Change:
 class Deed:
     """One thing that `natctl agent` did, or that befell it.
 
-    ``what``: acquired, lost, draining, released, applied, refused, failed, inbound (the hosts to hand packets over to have
-    changed), store-silent or store-back; of a move to another host closed, and then moved or kept; taken-over from another.
+    ``what``: acquired, lost, draining, released, applied, refused, failed, store-silent or store-back; of a move to
+    another host closed, and then moved or kept; taken-over from another host; inbound, where the hosts that packets are
+    handed over to have changed.
     """
 
     time: datetime
