@@ -44,10 +44,14 @@ def log_of(state: Path | None, table: str) -> GenerationLog:
 
 
 def known_log(state: Path | None) -> GenerationLog | None:
-    """Return the generations of the one table that has any; None where there is no such table, or another as well."""
+    """Return the generations of the one table that has any; None where no table, or several, or nobody can tell."""
     from nat_rewriter.controller.generations import list_tables
+    from nat_rewriter.errors import StateError
 
-    known = list_tables(state)
+    try:
+        known = list_tables(state)
+    except StateError:
+        return None
     return log_of(state, known[0]) if len(known) == 1 else None
 
 

@@ -7,6 +7,7 @@ the same skeleton has. Anything else is for :func:`nat_rewriter.controller.apply
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from nat_rewriter.config.edit import Edit, Excerpt, edit_between, excerpt
 from nat_rewriter.controller.generations import GenerationLog, Record, Warn
 from nat_rewriter.controller.in_force import InForce, note_in_force, read_in_force
 from nat_rewriter.controller.settling import PROTOCOLS, is_unsettling, strayless
-from nat_rewriter.errors import NatctlError, NftError, RulesetMoved
+from nat_rewriter.errors import NatctlError, NftError, RulesetMoved, StateError
 from nat_rewriter.kernel.confirm_socket import is_waiting
 from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft_batches import LiveElements
@@ -121,7 +122,8 @@ def _apply(part: _Part, source: str, known: InForce, record: Record, live: LiveE
     if kept is None or live.generation() != ruleset:
         return Edited(part.changes, kept, None)
     now = replace(known, text=part.edit.of(known.text), generation=kept.number, ruleset=ruleset)
-    note_in_force(record.log, now.generation, now.ruleset)
+    with suppress(StateError):  # then the next edit reads all
+        note_in_force(record.log, now.generation, now.ruleset)
     return Edited(part.changes, kept, now)
 
 
