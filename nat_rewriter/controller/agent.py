@@ -130,6 +130,7 @@ class Agent:
         withdraw(self._configuration(frozenset()), self._log, self._warn, 0, _nobody, _LOCK_WAIT_S)
         self._holdings.let_nothing()
         for held in self._holdings.of_pools:
+            self._holdings.renew(held)  # a term may have ended meanwhile
             self._holdings.release(held, list(held.until))
 
     # as the use demands
