@@ -21,7 +21,7 @@ from netns_lab.narrator import PlainNarrator
 from netns_lab.scenario import FleetScenario, list_scenarios
 
 LONG = bool(os.environ.get("NATCTL_LONG"))
-ROUNDS = int(os.environ.get("NATCTL_ROUNDS") or (1000 if LONG else 2))
+ROUNDS = int(os.environ.get("NATCTL_ROUNDS") or (1000 if LONG else 1))
 SEED = int(os.environ.get("NATCTL_SEED") or time.time_ns() % 1_000_000)
 RECOVERY_EVERY = 10  # rounds
 # Those that are much like others are played where there is time.
