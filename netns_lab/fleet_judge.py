@@ -76,6 +76,7 @@ class Judge:
         self.slice_size, self.ttl_s, self.rest_s = slice_size, ttl_s, rest_s
         self.breaches: list[Breach] = []
         self.packets: Counter[str] = Counter()  # by host
+        self.changes = 0  # how often a slice went on to another host
         self._waiting: deque[Use] = deque()
         self._last_user: dict[Port, Use] = {}
         self._held: dict[str, set[Port]] = {}  # a slice is named by its first port
@@ -83,7 +84,6 @@ class Judge:
         self._silence: dict[str, _Silence] = {}
         self._revision = 0
         self._lock = threading.Lock()
-        self.changes = 0  # how often a slice went to another host than before
 
     # witnesses
 

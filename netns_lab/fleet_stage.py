@@ -13,6 +13,7 @@ from netns_lab.narrator import Narrator
 from netns_lab.running_agent import wait_until
 from netns_lab.story import Story
 
+LEASE_ENDS_S = TTL_S + HOLD_DOWN_S + 30.0  # at the latest, on a busy machine
 _JUDGED_AFTER_S = 3.5
 
 
@@ -72,6 +73,3 @@ class FleetStage(Story):
         before = self.fleet.sent(hosts)
         self.fleet.watch_for(1)
         self.expect("packets from shared addresses in a second", self.fleet.sent(hosts) - before, PortRange(1, 65535))
-
-
-LEASE_ENDS_S = TTL_S + HOLD_DOWN_S + 10.0
