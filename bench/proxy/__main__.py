@@ -1,4 +1,4 @@
-"""``python -m bench.proxy``: measure, print the tables, and put them into docs/proxy.md."""
+"""``python -m bench.proxy``: measure, print the tables, and put them into docs/proxy.md and docs/strategies.md."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from bench.proxy.engines import ENGINES, FRONT, haproxy_twice, natctl, started
 from bench.proxy.place import measuring_place, memory_mib, processor_s, tree
 from bench.proxy.ten_ports import DESTINATIONS, EACH, carried
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "proxy.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+DOCUMENTS = Path(__file__).parents[2] / "docs"
 WIDE = "10000-59999"
 FLOWS, AT_ONCE = 8, 64
 HELD = 10_000
@@ -35,6 +34,8 @@ class Run(NamedTuple):
     per_second: float
     own_us: float
     failed: int
+    p50_us: int
+    p99_us: int
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.proxy", description="Measure the proxy beside HAProxy.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--no-write", action="store_true", help="leave docs/proxy.md as it is")
+    parser.add_argument("--no-write", action="store_true", help="leave the documents as they are")
     options = parser.parse_args()
     version = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
     with measuring_place() as (load, directory, server):
@@ -55,13 +56,19 @@ def main() -> None:
             "`natctl proxy`": _hold(load, natctl(directory, WIDE, 2 * HELD), HELD),
             "HAProxy, TCP mode, two processes": _hold(load, haproxy_twice(directory, *HALVES), HELD),
         }
-    tables = _speed_table(runs), _memory_table(held), _ports_table(carried())
-    found = "\n\n".join((_heading(version, options.rounds), *tables))
+    heading, short = _heading(version, options.rounds), _short_table(runs)
+    found = "\n\n".join((heading, _flow_table(runs), short, _memory_table(held), _ports_table(carried())))
     print(found)
     if not options.no_write:
-        text = DOCUMENT.read_text()
-        body = f"{BEGIN}\n\n{found}\n\n{END}"
-        DOCUMENT.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: body, text, flags=re.DOTALL))
+        _write(DOCUMENTS / "proxy.md", "measured", found)
+        _write(DOCUMENTS / "strategies.md", "proxies", f"{heading}\n\n{short}")
+
+
+def _write(document: Path, mark: str, found: str) -> None:
+    """Put what was found between the marks of a document."""
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    body = f"{begin}\n\n{found}\n\n{end}"
+    document.write_text(re.sub(f"{begin}.*{end}", lambda _: body, document.read_text(), flags=re.DOTALL))
 
 
 def _run(load: str, pid: int, server: int, seconds: float) -> Run:
@@ -76,9 +83,10 @@ def _run(load: str, pid: int, server: int, seconds: float) -> Run:
     rate = subprocess.run(
         [load, "rate", *target, str(AT_ONCE), str(seconds)], capture_output=True, text=True, check=True
     )
-    done, failed, took = map(int, rate.stdout.split())
+    done, failed, took, *percentiles = map(int, rate.stdout.split())
     own_us = (processor_s(tree(pid)) - begun) / done * 1e6
-    return Run(count * 8 / nanoseconds, (own + other) / moved_gb, own / moved_gb, done * 1e9 / took, own_us, failed)
+    speed = count * 8 / nanoseconds, (own + other) / moved_gb, own / moved_gb
+    return Run(*speed, done * 1e9 / took, own_us, failed, *percentiles)
 
 
 def _children_s() -> float:
@@ -106,19 +114,37 @@ def _heading(version: str, rounds: int) -> str:
     )
 
 
-def _speed_table(runs: dict[str, list[Run]]) -> str:
+def _medians(runs: dict[str, list[Run]]) -> tuple[dict[str, Run], Run]:
+    """Return the median run of each engine, and ours."""
     medians = {name: Run(*map(median, zip(*found, strict=True))) for name, found in runs.items()}
-    ours = next(iter(medians.values()))
+    return medians, next(iter(medians.values()))
+
+
+def _flow_table(runs: dict[str, list[Run]]) -> str:
+    medians, ours = _medians(runs)
     lines = [
-        f"| | Gbit/s, {FLOWS} flows | natctl is | CPU-s a GB, all processes | natctl takes | the proxy's own "
-        f"| connections/s, {AT_ONCE} at once | natctl is | failed |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {FLOWS} flows | Gbit/s | natctl is | CPU-s a GB, all processes | natctl takes | the proxy's own |",
+        "|---|---|---|---|---|---|",
     ]
     for name, one in medians.items():
         ratio = [f"{ours.gbit_s / one.gbit_s:.2f} x", f"{ours.all_s_per_gb / one.all_s_per_gb:.2f} x"]
         lines.append(
-            f"| {name} | {one.gbit_s:.1f} | {ratio[0]} | {one.all_s_per_gb:.2f} | {ratio[1]} | {one.own_s_per_gb:.2f} "
-            f"| {one.per_second:,.0f} | {ours.per_second / one.per_second:.2f} x | {one.failed:.0f} |"
+            f"| {name} | {one.gbit_s:.1f} | {ratio[0]} | {one.all_s_per_gb:.2f} | {ratio[1]} | {one.own_s_per_gb:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _short_table(runs: dict[str, list[Run]]) -> str:
+    medians, ours = _medians(runs)
+    lines = [
+        f"| short connections, {AT_ONCE} at once | a second | natctl is | p50 us | p99 us | the proxy's CPU us each "
+        "| failed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in medians.items():
+        lines.append(
+            f"| {name} | {one.per_second:,.0f} | {ours.per_second / one.per_second:.2f} x | {one.p50_us:,.0f} "
+            f"| {one.p99_us:,.0f} | {one.own_us:.1f} | {one.failed:.0f} |"
         )
     return "\n".join(lines)
 

@@ -2,7 +2,8 @@
  *
  *   load server PORT                                       prints "ready"
  *   load flow ADDRESS PORT CONNECTIONS SECONDS             data from the server; prints bytes and nanoseconds
- *   load rate ADDRESS PORT CONNECTIONS SECONDS             short connections; prints done, failed and nanoseconds
+ *   load rate ADDRESS PORT CONNECTIONS SECONDS             short connections; prints done, failed, nanoseconds, and
+ *                                                          the median and the 99th percentile of one, in microseconds
  *   load hold ADDRESS PORT CONNECTIONS                     prints how many there are, and keeps them until its input ends
  *
  * A client's first byte says what it wants: D data without end, R one answer and a close, H nothing. */
@@ -24,9 +25,12 @@
 #define PIECE (256 << 10)
 #define EVENTS 256
 #define MOST 65536
+#define LONGEST_US 1000000
 
 static char buffer[PIECE];
 static char wish[MOST]; /* by descriptor */
+static unsigned long long begun[MOST];
+static unsigned took[LONGEST_US + 1]; /* connections by microseconds, what is longer at the end */
 static int loop;
 
 static unsigned long long now_ns(void) {
@@ -114,6 +118,7 @@ static int begin(unsigned number) {
         exit(1);
     }
     wish[fd] = 0;
+    begun[fd] = now_ns();
     hear(fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
     return fd;
 }
@@ -147,6 +152,18 @@ static int flow(int connections, double seconds) {
     return 0;
 }
 
+static void count_time(int fd) {
+    unsigned long long us = (now_ns() - begun[fd]) / 1000;
+    took[us < LONGEST_US ? us : LONGEST_US]++;
+}
+
+static unsigned percentile(unsigned long long count, double share) {
+    unsigned us = 0;
+    for (unsigned long long seen = took[0]; seen < count * share && us < LONGEST_US; seen += took[us])
+        us++;
+    return us;
+}
+
 static int rate(int connections, double seconds) {
     unsigned long long done = 0, failed = 0, start = now_ns(), end = start + (unsigned long long)(seconds * 1e9), now;
     unsigned number = 0;
@@ -162,11 +179,13 @@ static int rate(int connections, double seconds) {
             if (!(events[i].events & (EPOLLRDHUP | EPOLLERR | EPOLLHUP)))
                 continue;
             *(recv(fd, buffer, sizeof buffer, 0) == 100 ? &done : &failed) += 1;
+            count_time(fd);
             close(fd);
             begin(number++);
         }
     }
-    printf("%llu %llu %llu\n", done, failed, now - start);
+    unsigned long long count = done + failed;
+    printf("%llu %llu %llu %u %u\n", done, failed, now - start, percentile(count, 0.5), percentile(count, 0.99));
     return 0;
 }
 
