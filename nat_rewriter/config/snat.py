@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Set
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from nat_rewriter.config import values
@@ -34,14 +34,17 @@ def _read_rule(
     if plain := plain_rule(section.content, slices):
         return section, plain.name, plain
     name = section.required("name", values.name)
-    chosen = (*_read_slices(section, slices), *_read_pools(section, slices, pools))
+    taken = _read_pools(section, pools)
+    held = (owned for owned in slices.values() if owned and any(pool.gave(owned) for pool in taken))
+    chosen = (*_read_slices(section, slices), *held)
+    families = {each.address.version for each in chosen} | {each.version for pool in taken for each in pool.addresses}
     rule = SnatRule(
         name=name or "",
         slices=chosen,
         iifname=tuple(section.distinct("iifname", values.interface, single=True).values()),
         oifname=tuple(section.distinct("oifname", values.interface, single=True).values()),
-        source=_read_networks(section, "source", chosen),
-        destination=_read_networks(section, "destination", chosen),
+        source=_read_networks(section, "source", families),
+        destination=_read_networks(section, "destination", families),
         mark=section.one("mark", values.integer(0, LAST_MARK, 16), None),
         spread=section.one("spread", values.choice(Spread), Spread.CLIENT),
         exclude=_read_networks(section, "exclude"),
@@ -66,19 +69,18 @@ def _read_slices(section: Section, slices: SlicesByName) -> tuple[Slice, ...]:
     return tuple(owned for owned in found if owned) if sound else ()
 
 
-def _read_pools(section: Section, slices: SlicesByName, pools: Mapping[str, Pool]) -> Iterator[Slice]:
-    """Yield the slices that the file has by holding blocks of the rule's pools."""
-    for index, name in section.distinct("pools", values.text).items():
+def _read_pools(section: Section, pools: Mapping[str, Pool]) -> list[Pool]:
+    """Return the pools of the rule that there are."""
+    names = section.distinct("pools", values.text)
+    for index, name in names.items():
         if name not in pools:
             section.refuse("pools", f"the name of a [[pool]]{suggestion(name, pools)}", index)
-        else:
-            yield from (owned for owned in slices.values() if owned and pools[name].gave(owned))
+    return [pools[name] for name in names.values() if name in pools]
 
 
-def _read_networks(section: Section, key: str, slices: Iterable[Slice] = ()) -> tuple[Network, ...]:
-    """Return the merged networks of a key; given slices, one of another family than all of them is a problem."""
+def _read_networks(section: Section, key: str, families: Set[int] = frozenset()) -> tuple[Network, ...]:
+    """Return the merged networks of a key; given families, one of another is a problem."""
     items = section.many(key, values.network, single=True)
-    families = {owned.address.version for owned in slices}
     for index, network in items.items():
         if families and network.version not in families:
             section.refuse(key, f"IPv{min(families)} networks, the family of the rule's slices", index)

@@ -149,3 +149,27 @@ def test_init_without_pools(tmp_path: Path) -> None:
         CliRunner().invoke(
             natctl, ["pool", "init", "--config", str(path)], standalone_mode=False, catch_exceptions=False
         )
+
+
+def test_a_rule_over_pools_of_both_ip_versions_waits_for_each() -> None:
+    content = """version = 1
+        [[pool]]
+        name = "four"
+        addresses = ["198.51.100.20"]
+        slice_size = 1024
+        [[pool]]
+        name = "six"
+        addresses = ["2001:db8::20"]
+        slice_size = 1024
+        [[slice]]
+        name = "held"
+        address = "198.51.100.20"
+        ports = ["2048-3071"]
+        [[snat]]
+        name = "clients"
+        source = ["10.0.0.0/24", "fd00::/64"]
+        pools = ["four", "six"]
+        """
+    (rule,) = read_policy(content.encode()).snat
+    assert [owned.name for owned in rule.slices] == ["held"]
+    assert [network.version for network in rule.source] == [4, 6]
