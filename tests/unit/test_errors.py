@@ -28,6 +28,7 @@ from nat_rewriter.errors import (
     NftError,
     PermissionNeeded,
     Problem,
+    RulesetMoved,
     SliceExhausted,
     StateError,
     UnsupportedFeature,
@@ -80,6 +81,10 @@ EXAMPLES: dict[NatctlError, tuple[int, str]] = {
         "run libnftables: libnftables was ended by SIGSEGV",
     ),
     NetlinkError("dump flows", 4, "interrupted"): (1, "dump flows: interrupted"),
+    RulesetMoved("load ruleset", 85, "another program has changed a ruleset meanwhile"): (
+        1,
+        "load ruleset: another program has changed a ruleset meanwhile",
+    ),
     PermissionNeeded("load ruleset", "CAP_NET_ADMIN"): (4, "load ruleset: not permitted: needs CAP_NET_ADMIN"),
 }
 
