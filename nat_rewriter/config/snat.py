@@ -20,12 +20,12 @@ LAST_MARK = 2**32 - 1
 def read_snat(root: Section, slices: SlicesByName, pools: Iterable[Pool] = ()) -> list[SnatRule]:
     """Return the sound SNAT rules of a file, in its order.
 
-    A rule over pools has those of the file's slices that are of them; while there is none, it rewrites nothing.
+    A rule over pools has those of the file's slices that are of them, which may be none for now.
     """
     by_name = {pool.name: pool for pool in pools}
     read = [_read_rule(section, slices, by_name) for section in root.tables("snat")]
     refuse_repeated_names((section, name) for section, name, _ in read)
-    return [rule for _, _, rule in read if rule and rule.slices]
+    return [rule for _, _, rule in read if rule and (rule.slices or rule.waits_for)]
 
 
 def _read_rule(
@@ -37,7 +37,8 @@ def _read_rule(
     taken = _read_pools(section, pools)
     held = (owned for owned in slices.values() if owned and any(pool.gave(owned) for pool in taken))
     chosen = (*_read_slices(section, slices), *held)
-    families = {each.address.version for each in chosen} | {each.version for pool in taken for each in pool.addresses}
+    waits_for = frozenset(address.version for pool in taken for address in pool.addresses)
+    families = waits_for | {owned.address.version for owned in chosen}
     rule = SnatRule(
         name=name or "",
         slices=chosen,
@@ -50,6 +51,7 @@ def _read_rule(
         exclude=_read_networks(section, "exclude"),
         exclude_source=_read_networks(section, "exclude_source"),
         timestamps=section.one("timestamps", values.choice(Timestamps), Timestamps.KEEP),
+        waits_for=waits_for,
     )
     section.refuse_unknown()
     _refuse_matchless(section, rule)

@@ -56,6 +56,7 @@ _VERDICTS = {
 _MARKS = {
     Match.TAKES: ("✓", Style.GOOD),
     Match.EXCLUDES: ("✗", Style.CHANGED),
+    Match.WAITS: ("✗", Style.BAD),
     Match.DIFFERS: ("·", Style.DIM),
     Match.UNCERTAIN: ("?", Style.CHANGED),
     Match.NOT_REACHED: ("·", Style.DIM),

@@ -17,13 +17,20 @@ from nat_rewriter.render.spreading import hashed, shares
 
 
 class Match(enum.Enum):
-    """What a rule does with a packet. ``UNCERTAIN``: it depends on an interface that is not known."""
+    """What a rule does with a packet.
+
+    ``UNCERTAIN``: it depends on an interface that is not known. ``WAITS``: its pools have given no slice, so it drops.
+    """
 
     TAKES = "takes"
     EXCLUDES = "excludes"
+    WAITS = "waits"
     DIFFERS = "differs"
     UNCERTAIN = "uncertain"
     NOT_REACHED = "not-reached"
+
+
+_DECIDES = (Match.TAKES, Match.EXCLUDES, Match.WAITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +66,38 @@ def try_rules(rules: Sequence[SnatRule], packet: Packet, origin: Origin) -> list
             continue
         trial = try_rule(rule, packet, origin)
         trials.append(trial)
-        if trial.match in (Match.TAKES, Match.EXCLUDES):
+        if trial.match in _DECIDES:
             decided = rule.name
     return trials
 
 
 def deciding(trials: Sequence[Trial]) -> Trial | None:
     """Return the trial of the rule that decides, or would if its interface is the right one; None: no rule takes it."""
-    return next((one for one in trials if one.match in (Match.TAKES, Match.EXCLUDES, Match.UNCERTAIN)), None)
+    return next((one for one in trials if one.match in (*_DECIDES, Match.UNCERTAIN)), None)
 
 
 def try_rule(rule: SnatRule, packet: Packet, origin: Origin) -> Trial:
     """Return what one rule does with a packet, as if no other came before it."""
-    if not any(owned.address.version == packet.family for owned in rule.slices):
+    if not _has_slice(rule, packet) and not waits(rule, packet, origin):
         return Trial(rule, Match.DIFFERS, f"has no slice of IPv{packet.family}")
     uncertain = None
     for match, reason in _fields(rule, packet, origin):
         if match is Match.DIFFERS:
             return Trial(rule, match, reason)
         uncertain = uncertain or (reason if match is Match.UNCERTAIN else None)
-    decision = _decision(rule, packet)
-    if uncertain and decision.match in (Match.TAKES, Match.EXCLUDES):
+    decision = _decision(rule, packet, origin)
+    if uncertain and decision.match in _DECIDES:
         return Trial(rule, Match.UNCERTAIN, uncertain)
     return decision
+
+
+def waits(rule: SnatRule, packet: Packet, origin: Origin) -> bool:
+    """Tell whether a rule drops what it takes, because its pools have given it no slice of the packet's family."""
+    return origin is Origin.FORWARDED and packet.family in rule.waits_for and not _has_slice(rule, packet)
+
+
+def _has_slice(rule: SnatRule, packet: Packet) -> bool:
+    return any(owned.address.version == packet.family for owned in rule.slices)
 
 
 def _fields(rule: SnatRule, packet: Packet, origin: Origin) -> Iterator[tuple[Match, str]]:
@@ -112,7 +128,7 @@ def _interface(word: str, wanted: Collection[str], actual: str | None) -> tuple[
     return (Match.TAKES if actual in wanted else Match.DIFFERS), reason
 
 
-def _decision(rule: SnatRule, packet: Packet) -> Trial:
+def _decision(rule: SnatRule, packet: Packet, origin: Origin) -> Trial:
     """Return what a rule whose fields match does. It excludes whatever the protocol: see the rendered rule."""
     for word, networks, address in (
         ("destination", rule.exclude, packet.tuple.dst),
@@ -120,6 +136,8 @@ def _decision(rule: SnatRule, packet: Packet) -> Trial:
     ):
         if within(networks, address):
             return Trial(rule, Match.EXCLUDES, f"{word} {address} is excluded: the packet keeps its source")
+    if waits(rule, packet, origin):
+        return Trial(rule, Match.WAITS, f"its pools have given it no slice of IPv{packet.family} yet: dropped")
     if not list_targets(rule, packet):
         return Trial(rule, Match.DIFFERS, f"has no slice of IPv{packet.family} for {packet.protocol.value}")
     return Trial(rule, Match.TAKES, "matches")

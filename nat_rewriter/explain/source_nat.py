@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nat_rewriter.explain.matching import Match, chosen_target, deciding, list_targets, slice_of, try_rules
+from nat_rewriter.explain.matching import Match, chosen_target, deciding, list_targets, slice_of, try_rules, waits
 from nat_rewriter.explain.passage import Fate, Passage, Verdict
 from nat_rewriter.explain.ports import Choice, PortChoice, choose_port, null_binding_range, ranges_text
 from nat_rewriter.explain.situation import is_rewritten
@@ -31,6 +31,8 @@ def at_srcnat(passage: Passage) -> Account:
     if trial.match is Match.EXCLUDES:
         return _unruled(passage, f"[[snat]] {trial.rule.name}: {trial.reason}")
     condition = f" ({trial.reason})" if trial.match is Match.UNCERTAIN else ""
+    if waits(trial.rule, passage.current(), passage.origin):
+        return _waiting(passage, trial.rule, condition)
     return _ruled(passage, trial.rule, condition)
 
 
@@ -120,6 +122,12 @@ def _ruled(passage: Passage, rule: SnatRule, condition: str) -> Account:
     text = f"[[snat]] {rule.name} rewrites into {place}: {_how(chosen)}{condition}"
     passage.settle(Fate.REWRITTEN, text)
     return Verdict.REWRITES, text
+
+
+def _waiting(passage: Passage, rule: SnatRule, condition: str) -> Account:
+    text = f"[[snat]] {rule.name}: no slice of its pools is held: dropped, {passage.lost}{condition}"
+    passage.settle(Fate.EXHAUSTED, text, end=True)
+    return Verdict.DROPS, text
 
 
 def _by_chance(passage: Passage, rule: SnatRule, condition: str) -> Account:

@@ -93,7 +93,11 @@ class Controller:
 
 @dataclass(frozen=True, slots=True)
 class SnatRule:
-    """Packets that match all given fields are rewritten into one of the slices; empty fields match everything."""
+    """Packets that match all given fields are rewritten into one of the slices; empty fields match everything.
+
+    ``waits_for``: the IP versions of the rule's pools. While no slice of one is held, forwarded packets of it are
+    dropped: their flows would keep the clients' own addresses for as long as they last.
+    """
 
     name: str
     slices: tuple[Slice, ...]
@@ -106,6 +110,7 @@ class SnatRule:
     exclude: tuple[Network, ...] = ()  # destinations never rewritten
     timestamps: Timestamps = Timestamps.KEEP
     exclude_source: tuple[Network, ...] = ()  # sources never rewritten
+    waits_for: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

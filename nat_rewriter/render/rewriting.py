@@ -121,7 +121,7 @@ def _in_family(rule: SnatRule, family: int) -> FamilyRule | None:
     if (rule.source and not source) or (rule.destination and not destination):
         return None
     targets = _targets(rule, family)
-    return FamilyRule(rule, family, source, destination, targets) if targets else None
+    return FamilyRule(rule, family, source, destination, targets) if targets or family in rule.waits_for else None
 
 
 def _of_family(networks: Sequence[Network], family: int) -> tuple[Network, ...]:
@@ -196,7 +196,12 @@ def _add_single(result: Rewriting, rule: FamilyRule) -> None:
     choices = [
         choice for protocols, targets in rule.targets for choice in _spread_choices(result, rule, protocols, targets)
     ]
-    result.statements.append(_statement(rule, source, tuple(choices), rule.rule.name))
+    result.statements.append(_statement(rule, source, tuple(choices or [_waiting(rule)]), rule.rule.name))
+
+
+def _waiting(rule: FamilyRule) -> Choice:
+    """Return what becomes of forwarded packets while no slice is held; the host's own came in by no device."""
+    return Choice(f"meta nfproto ipv{rule.family} iif != 0", "drop")
 
 
 def _spread_choices(

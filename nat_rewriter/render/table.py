@@ -82,17 +82,17 @@ def ruleset_text(policy: Policy) -> str:
 
 
 def _families(policy: Policy) -> list[Family]:
-    return [
+    found = (
         Family(
             number,
-            slices,
+            tuple(owned for owned in policy.slices if owned.address.version == number),
             rewriting_of(policy.snat, number),
             *dnat_elements(policy.dnat, number),
             tuple(owned for owned in policy.draining if owned.address.version == number),
         )
         for number in (4, 6)
-        if (slices := tuple(owned for owned in policy.slices if owned.address.version == number))
-    ]
+    )
+    return [family for family in found if family.slices or family.rewriting.statements]
 
 
 def _marked_sets(policy: Policy, families: Sequence[Family]) -> list[str]:
