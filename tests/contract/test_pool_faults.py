@@ -120,7 +120,7 @@ def test_a_full_disk(path: Path, small_disk: Path) -> None:
 
 def test_a_disk_that_cannot_be_written(path: Path, small_disk: Path) -> None:
     there = Path(shutil.copy(path, small_disk))
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(small_disk)], check=True)
     with pytest.raises(StateError, match=r"readonly|read-only|unable to open"):
         acquire_again_and_again(StoreAddress("sqlite", str(there)))
 
