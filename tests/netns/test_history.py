@@ -240,7 +240,8 @@ def test_full_disk_is_told_and_the_watcher_goes_on(ready: Lab, small_disk: Path)
     with suppress(OSError), filler.open("wb") as file:
         file.write(bytes(1 << 20))
     for number in range(10_000):
-        ready.client.udp_connect((SERVER, 1024 + number)).send(b"x")
+        with ready.client.udp_connect((SERVER, 1024 + number)) as datagrams:
+            datagrams.send(b"x")
     assert recording.process.stderr
     assert re.search("full|no space", line := recording.process.stderr.readline()), line
     filler.unlink()
