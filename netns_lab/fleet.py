@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,7 +13,7 @@ from types import TracebackType
 from nat_rewriter.errors import EXIT_DONE, NatctlError, UnsupportedFeature
 from netns_lab import fleet_settings as settings
 from netns_lab import fleet_topology as topology
-from netns_lab import namespaces, state
+from netns_lab import namespaces, scratch, state
 from netns_lab.etcd_cluster import Cluster, Member, Place
 from netns_lab.fleet_judge import Breach, Judge, Port, Use
 from netns_lab.host import Host
@@ -48,7 +45,7 @@ class Fleet:
 
         With nine, and two wanted by each host, every host can have one, and there is always one that waits for more.
         """
-        self.name = checked_name(name or f"{os.getpid()}-{secrets.token_hex(3)}")
+        self.name = checked_name(name or namespaces.unique_name())
         self.slices = slices
         self._resources = ExitStack()
         self._hosts = {
@@ -85,9 +82,7 @@ class Fleet:
             namespaces.create(host.name)
         topology.build({each: host.name for each, host in self._hosts.items()})
         self.upstream.nft(settings.upstream_ruleset())
-        directory = Path(
-            self._resources.enter_context(tempfile.TemporaryDirectory(prefix=f"natctl-fleet-{self.name}-"))
-        )
+        directory = self._resources.enter_context(scratch.scratch_directory(self.name, "fleet"))
         self.nodes = self._resources.enter_context(self._cluster(directory)).members
         self.server.tcp_server(settings.SERVER_PORTS["tcp"][1])
         self.server.udp_server(settings.SERVER_PORTS["udp"][1])

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ from typing import Any
 from nat_rewriter.errors import NatctlError, UsageError
 from nat_rewriter.kernel.netns_names import name_of
 from nat_rewriter.kernel.store import default_directory
-from netns_lab import namespaces, state, topology, upstream
+from netns_lab import namespaces, scratch, state, topology, upstream
 from netns_lab.host import Host
 from netns_lab.settings import DEFAULT_SLICES, config_text, parse_slices
 
@@ -58,7 +55,7 @@ class Lab:
         """Describe a lab; entering it makes it. A lab without a name gets one from this process and chance."""
         if not 1 <= clients <= topology.MAX_CLIENTS:
             raise UsageError("make lab", f"expected 1 to {topology.MAX_CLIENTS} clients", clients)
-        self.name = checked_name(name or f"{os.getpid()}-{secrets.token_hex(3)}")
+        self.name = checked_name(name or namespaces.unique_name())
         self.clients = clients
         self.slices = parse_slices(slices)
         self._specs = list(slices)
@@ -125,8 +122,7 @@ class Lab:
 
     def config_file(self, text: str) -> Path:
         """Write a configuration; return its path, which ends with the lab."""
-        directory = self._resources.enter_context(tempfile.TemporaryDirectory(prefix=f"natctl-lab-{self.name}-"))
-        path = Path(directory, "natctl.toml")
+        path = self._resources.enter_context(scratch.scratch_directory(self.name)) / "natctl.toml"
         path.write_text(text)
         return path
 
@@ -165,26 +161,30 @@ def checked_name(name: str) -> str:
 
 def take_down(name: str) -> None:
     """Take away all of one lab, whoever made it; nothing there is no error."""
-    for host in (*namespaces.HOSTS, *namespaces.FLEET_HOSTS):
-        namespace = namespaces.namespace_name(name, host)
+    for namespace in namespaces.list_labs().get(name, ()):
         namespaces.delete(namespace)
         # What natctl has kept about a host that is no more.
         shutil.rmtree(default_directory() / name_of(namespace), ignore_errors=True)
+    scratch.remove_leftovers(name)
     state.forget(name)
+
+
+def list_all() -> list[str]:
+    """Return the labs that there is anything of: namespaces, a record, or scratch directories without a user."""
+    return sorted({*namespaces.list_labs(), *state.names(), *scratch.list_leftovers()})
 
 
 def list_leftovers(*, force: bool = False) -> list[str]:
     """Return the labs that nobody alive owns: those made to stay, and what a crash left. With ``force``, all."""
-    labs = sorted({*namespaces.list_labs(), *state.names()})
-    return [name for name in labs if force or not _owned_by_living(name)]
+    return [name for name in list_all() if force or not _owned_by_living(name)]
+
+
+def owner(name: str) -> state.Process | None:
+    """Return the process that a lab was made for, by its record or its name; None for one that was made to stay."""
+    found = state.read(name)
+    return found.owner if found and found.owner else namespaces.maker(name)
 
 
 def _owned_by_living(name: str) -> bool:
-    found = state.read(name)
-    return found is not None and found.owner is not None and found.owner.alive()
-
-
-def take_down_all(names: Sequence[str]) -> None:
-    """Take away several labs."""
-    for name in names:
-        take_down(name)
+    process = owner(name)
+    return (process is not None and process.alive()) or namespaces.held(name)

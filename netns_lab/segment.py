@@ -10,7 +10,6 @@ something to discover.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -100,12 +99,13 @@ def segment(hosts: int = 3) -> Iterator[Segment]:
 
 def hosts_of_their_own(resources: ExitStack, *names: str) -> list[Host]:
     """Make routers that are connected to nothing yet; they end with ``resources``."""
-    lab = f"natctl-seg-{os.getpid()}-{secrets.token_hex(3)}"
-    for name in names:
-        namespaces.create(f"{lab}-{name}")
-        resources.callback(namespaces.delete, f"{lab}-{name}")
+    lab = namespaces.unique_name("seg")
+    spaces = [namespaces.namespace_name(lab, name) for name in names]
+    for space in spaces:
+        namespaces.create(space)
+        resources.callback(namespaces.delete, space)
     inner = resources.enter_context(ExitStack())  # what is opened in the hosts ends before them
-    hosts = [Host(f"{lab}-{name}", inner) for name in names]
+    hosts = [Host(space, inner) for space in spaces]
     for host in hosts:
         with host.enter():
             set_sysctls(_SYSCTLS)

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nat_rewriter.errors import KernelError, NatctlError
-from netns_lab import namespaces, state
+from netns_lab import namespaces, scratch, state
 from netns_lab.enter import enter, missing_privilege
-from netns_lab.lab import Lab, checked_name, list_leftovers, take_down
+from netns_lab.lab import Lab, checked_name, list_all, list_leftovers, owner, take_down
 from netns_lab.state import Process
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -68,14 +68,15 @@ def join(name: str) -> None:
 def down(name: str) -> None:
     """Take a lab away, whoever made it; NatctlError if there is none."""
     if missing_privilege() is None:
-        if name not in {*namespaces.list_labs(), *state.names()}:
+        if name not in list_all():
             raise _missing(name)
         take_down(name)
         return
     with _records() as directory:
         holder = _holder(directory, name)
         if holder is None:
-            raise _missing(name)
+            _remove_leftovers(name)
+            return
         if holder.alive():
             _end_holder(holder, name)
         os.unlink(_file(name), dir_fd=directory)
@@ -91,11 +92,11 @@ def list_removable(*, force: bool = False) -> list[str]:
 def list_standing() -> list[Standing]:
     """Return all labs of this user, leftovers included."""
     if missing_privilege() is None:
-        found = {name: state.read(name) for name in {*namespaces.list_labs(), *state.names()}}
-        return [Standing(name, each.owner if each else None) for name, each in sorted(found.items())]
+        return [Standing(name, owner(name)) for name in list_all()]
     with _records() as directory:
         names = sorted(name.removesuffix(".json") for name in os.listdir(directory) if name.endswith(".json"))
-        return [Standing(name, _holder(directory, name)) for name in names]
+        held = [Standing(name, _holder(directory, name)) for name in names]
+    return [*held, *(Standing(name, namespaces.maker(name)) for name in scratch.list_leftovers() if name not in names)]
 
 
 def _start_holder() -> Process:
@@ -128,6 +129,13 @@ def _end_holder(holder: Process, name: str) -> None:
         os.kill(holder.pid, signal.SIGKILL)
     while holder.alive():
         time.sleep(0.005)
+
+
+def _remove_leftovers(name: str) -> None:
+    """Remove what a killed scenario has left outside of its namespaces, which have ended with it."""
+    if name not in scratch.list_leftovers():
+        raise _missing(name)
+    scratch.remove_leftovers(name)
 
 
 def _join_namespaces(holder: Process) -> None:

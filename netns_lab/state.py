@@ -1,8 +1,9 @@
-"""Labs that exist, as small files below /run: who owns each, and with what it was made."""
+"""Labs that exist, as small files below /run: who owns each, and with what it was made; and who of them lives."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -16,10 +17,13 @@ DIRECTORY = Path("/run/natctl-lab")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that cannot be mistaken for a later one with the same id: ``start`` is its start time in ticks."""
+    """A process that cannot be mistaken for a later one with the same id: ``start`` is its start time in ticks.
+
+    Where nobody has noted that, each process of this id, here or in a pid namespace below, is taken for it.
+    """
 
     pid: int
-    start: int
+    start: int | None = None
 
     @classmethod
     def current(cls) -> Process:
@@ -28,7 +32,7 @@ class Process:
 
     def alive(self) -> bool:
         """Tell whether the process still runs."""
-        return start_time(self.pid) == self.start
+        return self.pid in _pids() if self.start is None else start_time(self.pid) == self.start
 
 
 def start_time(pid: int) -> int | None:
@@ -40,6 +44,37 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def _pids() -> set[int]:
+    """Return the ids of all processes, as they are seen here and in the pid namespaces that they are in."""
+    found: set[int] = set()
+    for entry in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            lines = entry.read_text().splitlines()
+            ids = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [entry.parent.name])
+            found.update(map(int, ids))
+    return found
+
+
+def lock(path: Path) -> int:
+    """Hold a file, directory or namespace until the descriptor that this returns is closed, or this process ends."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether a process that lives holds it; nobody holds what is not there."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class LabState:
     """What is known of a lab. Without an owner it stays until it is taken down."""
@@ -48,11 +83,6 @@ class LabState:
     slices: list[str]
     clients: int
     owner: Process | None
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether the process it was made for has ended."""
-        return self.owner is not None and not self.owner.alive()
 
 
 def write(state: LabState) -> None:

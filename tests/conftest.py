@@ -54,8 +54,9 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _nothing_left_behind() -> Iterator[None]:
     """Fail at the end of the run when a lab of this process still stands."""
     yield
-    from netns_lab import namespaces, state
+    from netns_lab.lab import list_all
+    from netns_lab.namespaces import maker
+    from netns_lab.state import Process
 
-    ours = f"{os.getpid()}-"
-    left = sorted(name for name in {*namespaces.list_labs(), *state.names()} if name.startswith(ours))
+    left = [name for name in list_all() if maker(name) == Process(os.getpid())]
     assert not left, f"labs were left behind, natctl lab down NAME takes them away: {left}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ def namespace() -> Iterator[str]:
     """Be in a fresh network namespace for the test."""
     if missing := missing_privilege():
         pytest.skip(f"needs {missing}: run ./dev test, or python -m netns_lab.enter -- python -m pytest")
-    name = f"natctl-contract-{os.getpid()}-{secrets.token_hex(3)}"
+    name = namespaces.namespace_name(namespaces.unique_name("contract"))
     namespaces.create(name)
     try:
         with entered(name):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import selectors
 import socket
 import sys
@@ -29,8 +27,8 @@ class Pair:
     """Client, server and the two hosts; the client's packets, and the answers, take the way of one of these."""
 
     def __init__(self, resources: ExitStack) -> None:
-        self._name = f"{os.getpid()}-{secrets.token_hex(3)}"
-        names = {host: f"natctl-{self._name}-{host}" for host in ("client", "server", *EGRESS)}
+        lab = namespaces.unique_name("moving")
+        names = {host: namespaces.namespace_name(lab, host) for host in ("client", "server", *EGRESS)}
         for name in names.values():
             resources.callback(namespaces.delete, name)
             namespaces.create(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from netns_lab import namespaces, state
+from netns_lab import namespaces
+from netns_lab.lab import list_all
+from netns_lab.state import Process
 
 # The user with id 0 may map itself only with CAP_SETFCAP (verify_root_map in the kernel); others need nothing.
 ORDINARY = ("setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all")
@@ -39,9 +40,10 @@ def natctl_lab(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
 @pytest.fixture
 def name(natctl_lab: Run) -> Iterator[str]:
     """The name of a lab for this test, which is taken down afterwards."""
-    name = f"{os.getpid()}-cli-{secrets.token_hex(2)}"
+    name = namespaces.unique_name("cli")
     yield name
-    natctl_lab("down", name)
+    done = natctl_lab("down", name)
+    assert done.returncode == 0 or "there is none of that name" in done.stderr, done.stderr
 
 
 def test_a_lab_stays_up_until_it_is_taken_down(natctl_lab: Run, name: str) -> None:
@@ -122,8 +124,7 @@ def test_an_interrupted_scenario_leaves_nothing(number: signal.Signals) -> None:
         process.send_signal(number)
         process.stdout.read()
     assert process.returncode != 0
-    ours = f"{process.pid}-"
-    assert not [name for name in {*namespaces.list_labs(), *state.names()} if name.startswith(ours)]
+    assert not [name for name in list_all() if namespaces.maker(name) == Process(process.pid)]
 
 
 def test_where_user_namespaces_are_forbidden_one_line_says_so(tmp_path: Path) -> None:
