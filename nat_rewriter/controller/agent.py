@@ -155,7 +155,7 @@ class Agent:
 
     def _begin_drain(self, held: Held, block: Block) -> None:
         self._holdings.told("draining", held.pool, block, f"its flows have {held.demand.drain_s} s to end")
-        rest = self._holdings.blocks() - {block}
+        rest = self._holdings.in_use() - {block}
         self._drain = _Drain(held, block, self._configuration(rest), self._log, self._warn)
         self._applied = rest
 
@@ -181,7 +181,7 @@ class Agent:
     # the kernel
 
     def _apply_if_changed(self) -> None:
-        blocks = self._holdings.blocks()
+        blocks = self._holdings.in_use()
         if self._drain or self._applied == blocks:
             return
         configuration = self._configuration(blocks)

@@ -16,6 +16,9 @@ from nat_rewriter.pool.store import MOST_AT_ONCE
 _OTHER_TERMS = (
     "the store has other terms than the configuration (natctl pool show): restart the agent with those of the store"
 )
+_LOST = "its term ended before it was renewed"
+_LOST_EARLY = "the store has let go of it before its term ended"
+_QUARANTINE = "its last holder has not given it back, and may be using it until then"
 _MARGIN_SHARE = 0.1  # of a term, at least a second: the kernel stops before the store lets go
 
 
@@ -24,13 +27,15 @@ class Held:
     """What this host has of one pool: until when, by the clock that goes on while the host sleeps.
 
     ``closed`` are blocks that the kernel is not to let through, though they are held or about to be: they are on their
-    way from this host, or to it.
+    way from this host, or to it. ``quarantined`` are those that are held and not used at all yet: nobody has given them
+    back, so somebody may be using them for as long as his term lasts.
     """
 
     pool: Pool
     demand: Demand
     until: dict[Block, float] = field(default_factory=dict)
     closed: set[Block] = field(default_factory=set)
+    quarantined: set[Block] = field(default_factory=set)
     term_s: float = 0.0  # as the store had it last
     fault: str = ""  # why it is no use to ask the store for more, as far as that was told
 
@@ -39,10 +44,14 @@ class Held:
         """How long the terms of this pool are."""
         return self.term_s or self.pool.ttl_s
 
+    def in_use(self) -> set[Block]:
+        """Return what is held, but for what is in quarantine."""
+        return self.until.keys() - self.quarantined
+
     def left(self) -> dict[Block, float]:
         """Return what may be used now, and for how many seconds."""
-        now = _now()
-        return {block: until - now for block, until in self.until.items() if until > now and block not in self.closed}
+        now, barred = _now(), self.closed | self.quarantined
+        return {block: until - now for block, until in self.until.items() if until > now and block not in barred}
 
 
 class Holdings:
@@ -61,6 +70,7 @@ class Holdings:
         self.in_vain = 0  # times in a row that nothing was held and nothing could be had
         self._tell = tell
         self._fence = Fence(table, list(pools))
+        self._lost = False  # something that the fence may still let through
 
     def close(self) -> None:
         """Stop looking after what is held; it stays in use until its terms end."""
@@ -74,6 +84,10 @@ class Holdings:
         """Return all blocks that are held."""
         return frozenset(block for held in self.of_pools for block in held.until)
 
+    def in_use(self) -> frozenset[Block]:
+        """Return all blocks that are held, but for those in quarantine."""
+        return frozenset(block for held in self.of_pools for block in held.in_use())
+
     # with the store
 
     def renew(self, held: Held) -> None:
@@ -85,27 +99,20 @@ class Holdings:
             self.note_silence(str(error))
             return
         self.note_silence("")
-        now_held = self._usable_until(held, asked, there)
-        for block in held.until.keys() - now_held.keys():
-            self.told("lost", held.pool, block, "its term ended before it was renewed")
-        held.until = now_held
+        self._go_by(held, asked, there)
 
     def renew_all(self) -> None:
         """Begin a full term for all that is held, with the store and then in the kernel."""
-        before = self.blocks()
         for held in self.of_pools:
             try:
                 self.renew(held)
             except NatctlError as error:  # the pool is gone: what is held of it ends with its term, in the kernel too
                 self._note_fault(held, str(error))
-        if before - self.blocks():
-            self.let_only()
-        else:
-            self.let_through()
+        self.let_through()
 
     def take(self, held: Held, count: int) -> bool:
         """Take so many more blocks of a pool, and let them through; tell whether they could be had."""
-        asked, before = _now(), set(held.until)
+        asked = _now()
         try:
             self._refuse_other_terms(held.pool)
             there = self.store.acquire(held.pool.name, self.host, min(count, MOST_AT_ONCE))
@@ -113,11 +120,12 @@ class Holdings:
             self.told("refused", held.pool, None, str(error))
             self._count_vain()
             return False
-        held.until = self._usable_until(held, asked, there)
+        for each in there:
+            if each.block not in held.until:
+                self.told("acquired", held.pool, each.block)
+        self._go_by(held, asked, there)
         self.in_vain = 0
         self.let_through()
-        for block in held.until.keys() - before:
-            self.told("acquired", held.pool, block)
         return True
 
     def release(self, held: Held, blocks: Sequence[Block]) -> None:
@@ -133,14 +141,19 @@ class Holdings:
     def raise_fence(self) -> None:
         """Fence everything off that is not held."""
         self._fence.raise_up(self._blocks_left())
+        self._lost = False
 
     def let_through(self) -> None:
-        """Let what is held through; what is not is let through no longer than it was."""
-        self._fence.renew(self._blocks_left())
+        """Let what is held through; what is not is let through no longer than it was, what was lost not at all."""
+        if self._lost:
+            self.let_only()
+        else:
+            self._fence.renew(self._blocks_left())
 
     def let_only(self, but: Block | None = None) -> None:
         """Let through what is held and nothing else, and not the one block."""
         self._fence.hold_only((block, left) for block, left in self._blocks_left() if block != but)
+        self._lost = False
 
     def let_nothing(self) -> None:
         """Let nothing through."""
@@ -151,6 +164,20 @@ class Holdings:
             yield from held.left().items()
 
     # terms
+
+    def _go_by(self, held: Held, asked: float, there: Sequence[Holding]) -> None:
+        """Go by what the store says is held of a pool; tell what is held no more, and what is not used yet."""
+        before, in_use, now = held.until, held.in_use(), _now()
+        held.until = self._usable_until(held, asked, there)
+        for block in before.keys() - held.until.keys():
+            self.told("lost", held.pool, block, _LOST if before[block] <= now else _LOST_EARLY)
+        waiting = {each.block: each.quarantine_s for each in there if each.quarantine_s and each.block in held.until}
+        for block in waiting.keys() - held.quarantined:
+            self.told("quarantined", held.pool, block, f"not used for {waiting[block]:.0f} s: {_QUARANTINE}")
+        for block in (held.quarantined - waiting.keys()) & held.until.keys():
+            self.told("usable", held.pool, block, "its quarantine is over")
+        held.quarantined = set(waiting)
+        self._lost = self._lost or not in_use <= held.in_use()
 
     def _usable_until(self, held: Held, asked: float, there: Sequence[Holding]) -> dict[Block, float]:
         """Return what of a host's blocks is used, and until when by the store's own terms; tell of what is not."""
@@ -166,7 +193,8 @@ class Holdings:
             raise NatctlError("acquire", _OTHER_TERMS, pool.name)
 
     def _count_vain(self) -> None:
-        self.in_vain = 0 if any(held.left() for held in self.of_pools) else self.in_vain + 1
+        holds = any(held.left() or held.quarantined for held in self.of_pools)
+        self.in_vain = 0 if holds else self.in_vain + 1
 
     # telling
 

@@ -127,6 +127,8 @@ class Moving:
             reason = f"the configuration of {self._host} has no such pool"
         elif move.giver == self._host and move.block not in held.until:
             reason = f"{self._host} does not hold it"
+        elif move.giver == self._host and move.block in held.quarantined:
+            reason = f"{self._host} does not use it yet: it is in quarantine"
         elif move.taker == self._host and len(held.until) >= held.pool.per_host:
             reason = f"{self._host} holds {len(held.until)} slices, and may hold no more (per_host)"
         if reason:

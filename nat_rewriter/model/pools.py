@@ -115,13 +115,17 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A block that somebody has, or had a moment ago: it rests, and nobody uses it. ``left_s`` is until that ends."""
+    """A block that somebody has, or had a moment ago: it rests, and nobody uses it. ``left_s`` is until that ends.
+
+    ``quarantine_s``: for so long its holder does not use it yet, because the last one has not given it back and may.
+    """
 
     block: Block
     host: str
     since: datetime
     left_s: float
     resting: bool = False
+    quarantine_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +143,9 @@ class Change:
 class Deed:
     """One thing that `natctl agent` did, or that befell it.
 
-    ``what``: acquired, lost, draining, released, applied, refused, failed, store-silent or store-back; of a move to
-    another host closed, and then moved or kept; taken-over from another host; inbound, where the hosts that packets are
-    handed over to have changed.
+    ``what``: acquired, lost, draining, released, applied, refused, failed, store-silent or store-back; quarantined, of
+    what is held and not used yet, and later usable; of a move to another host closed, and then moved or kept;
+    taken-over from another host; inbound, where the hosts that packets are handed over to have changed.
     """
 
     time: datetime

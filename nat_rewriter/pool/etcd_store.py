@@ -6,10 +6,16 @@
     host/POOL/HOST               its two leases and what it holds; on the short lease, ttl_s
     taken/POOL/ADDRESS/PORT      who has or had a block; on the long lease, ttl_s + hold_down_s: as long as this key is
                                  there nobody else gets the block, so that one whose host dies rests of its own accord
-    log/POOL/ADDRESS/PORT        what became of a block, the last few times
+    quarantine/POOL/HOST/ADDRESS/PORT  while it is there, the host does not use this block yet; on a lease that nobody
+                                 renews, as long as the term of the last holder was
+    log/POOL/ADDRESS/PORT        what became of a block, the last few times; on no lease
 
 A change is one transaction that compares the records of the hosts with those it was thought out on. Free blocks are
 found by looking at some by chance: what a change costs is the same in a pool of ten and of a million.
+
+Leases may end early: a leader that stood still for longer than a term, and wakes, ends those that its successor has
+kept alive (etcd issue 15247). So a block whose ``taken`` is gone may be in use still, for a term of its last holder.
+Its ``log`` tells: where that does not end with a release, who gets the block holds it in quarantine first.
 """
 
 from __future__ import annotations
@@ -17,17 +23,19 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from nat_rewriter.errors import StateError
 from nat_rewriter.model.moves import Move
 from nat_rewriter.model.pools import Block, Change, Holding, Pool, StoreAddress
 from nat_rewriter.pool import etcd_requests as etcd
-from nat_rewriter.pool.etcd_client import EtcdClient
+from nat_rewriter.pool.etcd_client import EtcdClient, Found
 from nat_rewriter.pool.etcd_hosts import EtcdHosts
+from nat_rewriter.pool.etcd_leases import EtcdLeases
 from nat_rewriter.pool.etcd_moves import EtcdMoves
 from nat_rewriter.pool.etcd_records import (
+    RELEASED,
     Record,
     Seen,
     View,
@@ -38,6 +46,7 @@ from nat_rewriter.pool.etcd_records import (
     record_of,
     seen_of,
     terms,
+    users_of,
 )
 from nat_rewriter.pool.etcd_requests import Request
 from nat_rewriter.pool.store import (
@@ -45,6 +54,7 @@ from nat_rewriter.pool.store import (
     MOST_AT_ONCE,
     PoolStore,
     exhausted,
+    in_quarantine,
     new_terms,
     not_held,
     pool_from,
@@ -61,8 +71,6 @@ _SWEPT = 8192  # blocks that one read sweeps over, address by address
 _SWEEPS = 4
 _TRIES = 40
 _PAUSE_S = 0.02
-_MOMENT = 20  # this part of a term
-_REST_SHARED = 20  # one lease is for all that a host gives back within this part of the hold-down
 _MOST_RANGES = 100  # of a read
 T = TypeVar("T")
 
@@ -77,9 +85,8 @@ class EtcdStore(PoolStore):
         self._prefix = address.prefix
         self.moves = EtcdMoves(self._client, self._prefix)
         self.hosts = EtcdHosts(self._client, self._prefix)
+        self._leases = EtcdLeases(self._client)
         self._definitions: dict[str, tuple[Pool, int]] = {}
-        self._rests: dict[int, tuple[int, float]] = {}
-        self._kept: dict[int, tuple[float, int]] = {}  # when a short lease began anew, and its seconds
 
     def close(self) -> None:
         """Close the connections."""
@@ -113,12 +120,18 @@ class EtcdStore(PoolStore):
     def holdings(self, name: str) -> list[Holding]:
         """Return what is held or rests, by address and port."""
         pool = self._look(name).pool
-        ranges = [etcd.under(self._path(kind, name, "")) for kind in ("taken", "host")]
-        taken, hosts = self._client.read_all(ranges).found
-        users = {block: record for each in hosts for record in [record_of(each, pool)] for block in record.blocks}
+        ranges = [etcd.under(self._path(kind, name, "")) for kind in ("taken", "host", "quarantine")]
+        taken, hosts, quarantines = self._client.read_all(ranges).found
+        of_host = {each.key.rpartition("/")[2]: list[Found]() for each in hosts}
+        for each in quarantines:
+            of_host.get(each.key.split("/")[-3], []).append(each)
+        records = [record_of(each, pool, of_host[each.key.rpartition("/")[2]]) for each in hosts]
+        users = users_of(taken, records, pool)
         rests = {each.lease for each in taken if block_of(each, pool) not in users}
-        left_s = {lease: self._client.left_s(lease) for lease in rests | {user.short for user in users.values()}}
-        found = [holding_of(each, block_of(each, pool), users, left_s) for each in taken]
+        lasting = {lease for user in users.values() for lease in (user.short, *user.quarantines.values())}
+        left_s = self._left_s(rests | lasting)
+        blocks = {block_of(each, pool): each for each in taken}
+        found = [holding_of(each, block, users.get(block), left_s) for block, each in blocks.items()]
         return sorted(found, key=lambda each: (each.block.address.version, each.block))
 
     def acquire(self, name: str, host: str, count: int) -> list[Holding]:
@@ -129,18 +142,19 @@ class EtcdStore(PoolStore):
             view = self._look(name, [host], lambda pool: random_blocks(pool, count))
             (record,) = view.records
             if asked and asked <= record.blocks.keys():
-                return terms(self._with_leases(record, view.pool))
+                return self._terms(self._leases.renewed(record, view.pool))
             refuse_too_many(view.pool, host, len(record.blocks), count)
             chosen = self._choose(view, count)
             asked.clear()
             asked.update(chosen)
-            after = self._with_leases(record, view.pool).with_more(chosen)
+            quarantines = self._quarantines(chosen, view.pool)
+            after = self._leases.renewed(record, view.pool).with_more(chosen, quarantines)
             compare = [etcd.at_revision(self._path("pool", name), view.revision), self._unchanged(record, view.pool)]
             changes = [self._written(after, view.pool)]
             for block, seen in chosen.items():
                 compare += self._still(block, seen, view.pool)
-                changes += [self._given(block, after, view.pool), self._told(block, seen, "acquired", host, view.pool)]
-            return terms(after) if self._client.change(compare, changes) else None
+                changes += self._given(block, seen, "acquired", after, view.pool)
+            return self._terms(after) if self._client.change(compare, changes) else None
 
         return _until_done(attempt)
 
@@ -156,8 +170,8 @@ class EtcdStore(PoolStore):
             (record,) = self._look(name, [host]).records
             if record.short == ended:
                 return []
-            if kept := self._kept_alive(record):
-                return terms(record._replace(term_s=kept))
+            if kept := self._leases.keep_alive(record):
+                return self._terms(record._replace(term_s=kept))
             ended = record.short  # unless it has got leases of its own meanwhile
 
     def release(self, name: str, host: str, blocks: Iterable[Block]) -> None:
@@ -174,11 +188,9 @@ class EtcdStore(PoolStore):
             if others:
                 raise not_held("release", host, others)
             asked.update(wanted)
-            rest = self._rest(pool)
             changes = [self._written(record.without(wanted), pool)]
             for block in wanted:
-                changes += [self._given_back(block, host, pool, rest)]
-                changes += [self._told(block, seen[block], "released", host, pool)]
+                changes += self._given_back(block, seen[block], record, pool)
             return self._client.change([self._unchanged(record, pool)], changes) or None
 
         _until_done(attempt)
@@ -191,16 +203,17 @@ class EtcdStore(PoolStore):
             pool, _, (from_record, to_record), seen = self._look(name, [giver, taker], lambda _: [block])
             if block not in from_record.blocks:
                 raise not_held("transfer", giver, [block])
+            if block in from_record.quarantines:
+                raise in_quarantine("transfer", giver, block)
             refuse_too_many(pool, taker, len(to_record.blocks), 1)
-            after = self._with_leases(to_record, pool).with_more([block])
+            after = self._leases.renewed(to_record, pool).with_more([block])
             compare = [self._unchanged(from_record, pool), self._unchanged(to_record, pool)]
             changes = [self._written(from_record.without([block]), pool), self._written(after, pool)]
-            changes += [self._given(block, after, pool)]
-            changes += [self._told(block, seen[block], "transferred", giver, pool, taker)]
+            changes += self._given(block, seen[block], "transferred", after, pool, giver)
             if move:
                 self.moves.refuse_overtaken(move)
                 compare, changes = [*compare, self.moves.standing(move)], [*changes, self.moves.brought_on(move)]
-            return terms(after)[-1] if self._client.change(compare, changes) else None
+            return self._terms(after)[-1] if self._client.change(compare, changes) else None
 
         return _until_done(attempt)
 
@@ -220,6 +233,9 @@ class EtcdStore(PoolStore):
     def _block_path(self, kind: str, pool: Pool, block: Block) -> str:
         return self._path(kind, pool.name, str(block.address), f"{block.first:05d}")
 
+    def _quarantine_path(self, pool: Pool, host: str, block: Block) -> str:
+        return self._path("quarantine", pool.name, host, str(block.address), f"{block.first:05d}")
+
     def _given_up(self, before: Pool, wanted: Pool) -> list[str]:
         """Return what the keys of blocks begin with that new terms might take away."""
         if wanted.slice_size == before.slice_size and wanted.ports == before.ports:
@@ -238,17 +254,19 @@ class EtcdStore(PoolStore):
             pool, revision = self._definitions.get(name) or self._definition(name)
             wanted = blocks(pool) if blocks else ()
             ranges = [etcd.changed_key(self._path("pool", name), revision)]
-            ranges += [etcd.key(self._path("host", name, host)) for host in hosts]
+            for host in hosts:
+                ranges += [etcd.key(self._path("host", name, host))]
+                ranges += [etcd.under(self._path("quarantine", name, host, ""))]
             ranges += [etcd.key(self._block_path(kind, pool, block)) for block in wanted for kind in ("taken", "log")]
             _, found, counts = self._client.read(ranges)
             if counts[0] and not found[0]:
                 break
             del self._definitions[name]
+        of_hosts, of_blocks = found[1 : 1 + 2 * len(hosts)], found[1 + 2 * len(hosts) :]
         records = [
-            record_of(each[0], pool) if each else nothing(host)
-            for host, each in zip(hosts, found[1 : 1 + len(hosts)], strict=True)
+            record_of(record[0], pool, quarantines) if record else nothing(host)
+            for host, record, quarantines in zip(hosts, of_hosts[::2], of_hosts[1::2], strict=True)
         ]
-        of_blocks = found[1 + len(hosts) :]
         seen = map(seen_of, of_blocks[::2], of_blocks[1::2])
         return View(pool, revision, records, dict(zip(wanted, seen, strict=True)))
 
@@ -260,15 +278,16 @@ class EtcdStore(PoolStore):
         return self._definitions[name]
 
     def _choose(self, view: View, count: int) -> dict[Block, Seen]:
-        """Return free blocks, by chance: hosts that ask at once seldom want the same."""
+        """Return free blocks, by chance: who asks at once seldom wants the same. Those that were returned first."""
         free = view.free
         for _ in range(_LOOKS):
-            if len(free) < count:
+            if sum(seen.returned for seen in free.values()) < count:
                 free |= self._look(view.pool.name, [], lambda pool: random_blocks(pool, MOST_AT_ONCE)).free
         if len(free) < count:
             swept = self._sweep(view.pool, count)
             return self._look(view.pool.name, [], lambda _: swept).seen
-        return dict(random.sample(list(free.items()), count))
+        by_chance = random.sample(list(free.items()), len(free))
+        return dict(sorted(by_chance, key=lambda each: not each[1].returned)[:count])
 
     def _sweep(self, pool: Pool, count: int) -> list[Block]:
         """Return free blocks of a pool that is nearly full: sweeps over addresses, over all where they are few."""
@@ -286,45 +305,19 @@ class EtcdStore(PoolStore):
 
     # leases
 
-    def _with_leases(self, record: Record, pool: Pool) -> Record:
-        """Return the record with leases that are fresh; new ones where it has none any more."""
-        if term_s := self._fresh_s(record) or self._kept_alive(record):
-            return record._replace(term_s=term_s)
-        asked = _now()
-        long, short = self._client.grant(pool.ttl_s + pool.hold_down_s), self._client.grant(pool.ttl_s)
-        self._kept[short] = (asked, pool.ttl_s)
-        return nothing(record.host)._replace(short=short, long=long, term_s=pool.ttl_s)
+    def _terms(self, record: Record) -> list[Holding]:
+        return terms(record, self._left_s(set(record.quarantines.values())))
 
-    def _fresh_s(self, record: Record) -> float:
-        """Return what is left of leases that this store has renewed a moment ago, 0 where that was earlier."""
-        began, seconds = self._kept.get(record.short if record.revision else 0, (0.0, 0))
-        since_s = _now() - began
-        return seconds - since_s if since_s * _MOMENT < seconds else 0.0
+    def _left_s(self, leases: Iterable[int]) -> dict[int, int]:
+        return {lease: self._client.left_s(lease) for lease in leases}
 
-    def _kept_alive(self, record: Record) -> int:
-        """Renew both leases; return the seconds of the short one, 0 where they have ended.
+    def _quarantines(self, chosen: Mapping[Block, Seen], pool: Pool) -> dict[Block, int]:
+        """Return new leases for those blocks of which nobody has said that they are not in use any more.
 
-        The long one first: it must not end before the short one and the hold-down after that. The seconds are those it
-        was granted for, which other terms of the pool do not change.
+        They begin after it was seen that the blocks are not kept from others, so after the last renewal of a user.
         """
-        asked = _now()
-        if not (record.revision and self._client.keep_alive(record.long)):
-            return 0
-        term_s = self._client.keep_alive(record.short)
-        self._kept[record.short] = (asked, term_s)
-        return term_s
-
-    def _rest(self, pool: Pool) -> int:
-        """Return the lease of what is given back now, 0 where nothing rests. One is for several, to spare etcd."""
-        if not pool.hold_down_s:
-            return 0
-        lease, until = self._rests.get(pool.hold_down_s, (0, 0.0))
-        now = _now()
-        if now >= until:
-            shared_s = pool.hold_down_s // _REST_SHARED
-            lease = self._client.grant(pool.hold_down_s + shared_s)
-            self._rests[pool.hold_down_s] = (lease, now + shared_s)
-        return lease
+        used = {block: used_for_s for block, seen in chosen.items() if (used_for_s := seen.used_for_s(pool))}
+        return dict.fromkeys(used, self._client.grant(max(used.values()))) if used else {}
 
     # comparisons and changes
 
@@ -338,20 +331,28 @@ class EtcdStore(PoolStore):
     def _written(self, record: Record, pool: Pool) -> Request:
         return etcd.put(self._path("host", pool.name, record.host), record.text, record.short)
 
-    def _given(self, block: Block, record: Record, pool: Pool) -> Request:
-        told = json.dumps({"host": record.host, "since": record.blocks[block]})
-        return etcd.put(self._block_path("taken", pool, block), told, record.long)
+    def _given(
+        self, block: Block, seen: Seen, what: str, taker: Record, pool: Pool, giver: str | None = None
+    ) -> Iterator[Request]:
+        """Yield the changes by which a block becomes that of a renewed record."""
+        told = json.dumps({"host": taker.host, "since": taker.blocks[block]})
+        yield etcd.put(self._block_path("taken", pool, block), told, taker.long)
+        term_s = max(self._leases.granted_s(taker), seen.used_for_s(pool))
+        host, other = (giver, taker.host) if giver else (taker.host, None)
+        yield etcd.put(self._block_path("log", pool, block), seen.text(what, host, other, term_s))
+        if lease := taker.quarantines.get(block):
+            yield etcd.put(self._quarantine_path(pool, taker.host, block), "", lease)
 
-    def _given_back(self, block: Block, host: str, pool: Pool, rest: int) -> Request:
-        taken = self._block_path("taken", pool, block)
-        return etcd.put(taken, json.dumps({"host": host, "since": time.time()}), rest) if rest else etcd.delete(taken)
-
-    def _told(self, block: Block, seen: Seen, what: str, host: str, pool: Pool, other: str | None = None) -> Request:
-        return etcd.put(self._block_path("log", pool, block), seen.text(what, host, other))
-
-
-def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    def _given_back(self, block: Block, seen: Seen, giver: Record, pool: Pool) -> Iterator[Request]:
+        """Yield the changes by which a block rests, also for as long as somebody before may be using it."""
+        rest_s = pool.hold_down_s
+        if block in giver.quarantines:
+            rest_s = max(rest_s, seen.used_for_s(pool))
+            yield etcd.delete(self._quarantine_path(pool, giver.host, block))
+        taken, rest = self._block_path("taken", pool, block), self._leases.rest(rest_s)
+        told = json.dumps({"host": giver.host, "since": time.time()})
+        yield etcd.put(taken, told, rest) if rest else etcd.delete(taken)
+        yield etcd.put(self._block_path("log", pool, block), seen.text(RELEASED, giver.host))
 
 
 def _until_done(attempt: Callable[[], T | None]) -> T:

@@ -132,6 +132,11 @@ def not_held(operation: str, host: str, blocks: Sequence[Block]) -> NatctlError:
     return NatctlError(operation, f"{host} does not hold it", ", ".join(map(str, blocks)))
 
 
+def in_quarantine(operation: str, host: str, block: Block) -> NatctlError:
+    """Return the error of a block that a host holds and does not use yet."""
+    return NatctlError(operation, f"{host} does not use it yet: its last holder has not given it back", block)
+
+
 def unknown_pool(name: str, known: Iterable[str]) -> NatctlError:
     """Return the error of a pool that the store does not have."""
     there = ", ".join(sorted(known)) or "none: natctl pool init enters those of the configuration"
