@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nat_rewriter.cli.env import Env, common_options
+from nat_rewriter.cli.numbers import seconds
 from nat_rewriter.cli.state import find_log, known_log, log_of, read_configuration, state_option, table_option, warn
 from nat_rewriter.config.source import read_bytes
 from nat_rewriter.errors import EXIT_DONE, UsageError
@@ -34,7 +35,7 @@ _INSTEAD: dict[tuple[str, ...], str] = {
 }
 
 wait_option = click.option(
-    "--wait", "wait_s", metavar="SECONDS", type=click.FloatRange(min=0), default=0.0,
+    "--wait", "wait_s", metavar="SECONDS", type=seconds(), default=0.0,
     help="How long to wait for another natctl that is at work on the table. [default: not at all]",
 )  # fmt: skip
 
@@ -57,7 +58,7 @@ wait_option = click.option(
     "--confirm",
     "confirm_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=seconds(min_open=True),
     help="Take the change back unless it is confirmed in time, here or by --confirmed.",
 )
 @click.option("--confirmed", is_flag=True, help="Confirm the change that waits for it; apply nothing.")
@@ -65,7 +66,7 @@ wait_option = click.option(
     "--drain",
     "drain_s",
     metavar="SECONDS",
-    type=click.FloatRange(min=0),
+    type=seconds(),
     help="Give the flows of withdrawn slices this time to end, without new ones; then end exactly those.",
 )
 @click.option(
@@ -123,10 +124,13 @@ class ApplyOptions:
             "--confirm": self.confirm_s is not None,
             "--confirmed": self.confirmed,
             "--drain": self.drain_s is not None,
+            "--rollback": self.rollback is not None and self.confirmed,
         }
         words = [word for word, is_given in given.items() if is_given]
         if self.sysctls and (self.dry_run or self.confirmed or self.confirm_s is not None):
             words.append("--sysctls")
+        if self.table and not (self.confirmed or self.rollback):
+            raise click.UsageError("--table is for --confirmed and --rollback: a configuration names its own")
         if len(words) > 1:
             raise click.UsageError(f"{' and '.join(words)} do not go together{_INSTEAD.get(tuple(words), '')}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from nat_rewriter.cli.numbers import FiniteRange
 from nat_rewriter.model.findings import Kind
 
 _NAMES = {kind.value: kind for kind in Kind}
@@ -29,7 +30,7 @@ only_option = click.option(
 )
 pressure_option = click.option(
     "--pressure",
-    type=click.FloatRange(0.0, 1.0, min_open=True),
+    type=FiniteRange(0.0, 1.0, min_open=True),
     default=0.8,
     show_default=True,
     help="Share of a slice's ports in use to one destination above which slice-pressure is found.",

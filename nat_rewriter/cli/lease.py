@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nat_rewriter.cli import numbers
 from nat_rewriter.cli.env import Env, common_options
 from nat_rewriter.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from nat_rewriter.lease.strategies import AUTO, PORT_RANGE, STRATEGIES, list_lines
@@ -47,7 +48,7 @@ def _wanted(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @_wanted
 @click.option("--port", type=click.IntRange(1, 65535), metavar="PORT", help="This port, and no other.")
-@click.option("--for", "seconds", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Release it then.")
+@click.option("--for", "seconds", type=numbers.seconds(min_open=True), metavar="SECONDS", help="Release it then.")
 @click.option("--detach", is_flag=True, help="Hold it in a process of its own; natctl lease release ends it.")
 @common_options(json=True)
 def acquire(
@@ -136,7 +137,7 @@ def release(env: Env, ids: tuple[str, ...], every: bool) -> int:
 )
 @_wanted
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True,
+    "--timeout", "timeout_s", type=numbers.seconds(min_open=True), default=10.0, show_default=True,
     metavar="SECONDS", help="How long to wait for the destination.",
 )  # fmt: skip
 @click.argument("command", nargs=-1, required=True)

@@ -99,8 +99,7 @@ def run(arguments: Sequence[str], begun: object = None) -> int:
 
     ``begun``: what has been begun for the command already, which it finds in its context.
     """
-    if sys.stdout is None:  # closed from the start
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    _open_closed_streams()
     try:
         result = natctl.main(args=list(arguments), prog_name="natctl", standalone_mode=False, obj=begun)
     except NatctlError as error:
@@ -114,6 +113,12 @@ def run(arguments: Sequence[str], begun: object = None) -> int:
         click.echo("natctl: interrupted", err=True)
         return EXIT_FAILED
     return result if isinstance(result, int) else 0
+
+
+def _open_closed_streams() -> None:
+    """Put nothing where the caller has closed standard input or output from the start."""
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _drop_output_if_lost(error: NatctlError) -> None:

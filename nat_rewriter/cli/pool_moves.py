@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from nat_rewriter.cli.env import Env, common_options
+from nat_rewriter.cli.numbers import FiniteRange
 from nat_rewriter.cli.pool_words import host_name, host_option, named_pool, print_held, read_block, with_store
 from nat_rewriter.errors import EXIT_DONE, EXIT_FOUND, NatctlError, UsageError
 
@@ -35,7 +36,7 @@ _LOOK_S = 0.02
 @click.option("--to", "taker", metavar="HOST", required=True, help="Who gets it.")
 @click.option("--no-flows", is_flag=True, help="Move the right alone: for hosts without an agent.")
 @click.option(
-    "--wait", "wait_s", type=click.FloatRange(1, 3600), default=10, show_default=True, metavar="SECONDS",
+    "--wait", "wait_s", type=FiniteRange(1, 3600), default=10, show_default=True, metavar="SECONDS",
     help="How long the agents have to answer before the move is taken back.",
 )  # fmt: skip
 @host_option

@@ -14,6 +14,7 @@ import click
 
 from nat_rewriter.cli.env import Env, common_options
 from nat_rewriter.cli.metrics import Endpoint, metrics_option, served
+from nat_rewriter.cli.numbers import seconds
 from nat_rewriter.errors import EXIT_DONE, ConfigError, NatctlError, UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _MOST_WORKERS = 64
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(0),
+    type=seconds(),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -50,7 +51,7 @@ _MOST_WORKERS = 64
 @metrics_option
 @click.option(
     "--interval",
-    type=click.FloatRange(0, min_open=True),
+    type=seconds(min_open=True),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

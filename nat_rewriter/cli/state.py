@@ -14,12 +14,23 @@ if TYPE_CHECKING:
     from nat_rewriter.controller.generations import GenerationLog
     from nat_rewriter.model.generations import Configuration
 
+
+def _read_table(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return the name of a table, such as the configuration takes."""
+    from nat_rewriter.config.values import table_name
+
+    try:
+        return None if value is None else table_name(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}: expected {error}", context, parameter) from None
+
+
 state_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--state", "state", metavar="DIR", type=click.Path(path_type=Path),
     help="Keep generations here. [default: $NATCTL_STATE_DIR; /var/lib/natctl; without root $XDG_STATE_HOME/natctl]",
 )  # fmt: skip
 table_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
-    "--table", metavar="NAME", help="The table, where the configuration does not tell."
+    "--table", metavar="NAME", callback=_read_table, help="The table, where the configuration does not tell."
 )
 
 

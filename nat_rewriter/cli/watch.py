@@ -18,6 +18,7 @@ from nat_rewriter.cli.env import Env, common_options
 from nat_rewriter.cli.kinds import only_option, pressure_option
 from nat_rewriter.cli.mending import mender_of, mending_options
 from nat_rewriter.cli.metrics import Endpoint, metrics_option, served
+from nat_rewriter.cli.numbers import FiniteRange
 from nat_rewriter.cli.recording import Recording, recording_options
 from nat_rewriter.cli.service import Service, stop_signals
 from nat_rewriter.errors import EXIT_DONE
@@ -51,7 +52,7 @@ _ACTIONS_TOLD = 200  # when the screen is gone
       natctl watch --record PATH --keep 30d     for natctl history
     """
 )
-@click.option("--duration", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Stop after that time.")
+@click.option("--duration", type=FiniteRange(0, min_open=True), metavar="SECONDS", help="Stop after that time.")
 @metrics_option
 @only_option
 @pressure_option

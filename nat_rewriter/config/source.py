@@ -14,6 +14,9 @@ Document = dict[str, object]
 # tomllib tells the place inside its message: "Unclosed array (at line 3, column 9)".
 PLACE = re.compile(r"(?P<reason>.*) \(at (?P<place>line \d+, column \d+|end of document)\)", re.DOTALL)
 
+# A key of very many parts: tomllib takes memory by the square of their number, gigabytes for some kilobytes of text.
+DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?>[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){99}""")
+
 
 def read_bytes(path: Path) -> bytes:
     """Return the content of the file; raise ConfigError when it cannot be read."""
@@ -54,6 +57,8 @@ def _loaded(text: str) -> Document:
 
         return rtoml.loads(text)
     except (ImportError, ValueError):
+        if DEEP_KEY.search(text):
+            raise RecursionError from None
         return tomllib.loads(text)
 
 

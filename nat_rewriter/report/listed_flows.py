@@ -37,7 +37,7 @@ def _listed(line: str, number: int) -> ListedFlow:
         return ListedFlow(_flow(told), None if origin is None else Origin(origin))
     except KeyError as error:
         raise NatctlError(_READ, f"line {number}: a flow without {error.args[0]}", line.strip()[:80]) from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise NatctlError(_READ, f"line {number}: no flow of natctl flows --json: {error}", line.strip()[:80]) from None
 
 

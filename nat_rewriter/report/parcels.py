@@ -33,7 +33,7 @@ def unpack_flows(packed: bytes) -> list[Flow]:
         head, *lines = reading.decompress(packed, _MOST_BYTES).decode().splitlines()
         told = json.loads(head)
         version, count = told["version"], told["flows"]
-    except (zlib.error, ValueError, KeyError, TypeError) as error:
+    except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise NatctlError(_READ, f"not what natctl packs: {error}") from None
     if version != _VERSION:
         raise NatctlError(_READ, f"packed by another natctl, expected version {_VERSION}", version)

@@ -151,6 +151,13 @@ def test_a_full_disk(lab: Lab, tmp_path: Path) -> None:
     assert done.stderr == "natctl: run command: no space left on device\n"
 
 
+def test_standard_input_that_is_closed_from_the_start() -> None:
+    without = ["sh", "-c", 'exec "$@" <&-', "sh"]
+    refused = run([*without, *natctl("render", "--config", "-")])
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("natctl: <stdin>: file: empty: expected")
+
+
 def test_standard_output_that_is_closed_from_the_start(lab: Lab) -> None:
     line = '"$@" >&-; echo $? >&2'
     done = lab.egress.run(["bash", "-c", line, "bash", *natctl("render", "--config", lab.config())])

@@ -238,6 +238,13 @@ def test_lists_nested_without_end() -> None:
     assert problem.value == "nested too deep"
 
 
+@pytest.mark.parametrize("part", ["a.", "a . ", "'a'.", '"a.b".'])
+def test_keys_of_very_many_parts(part: str) -> None:
+    """tomllib would take gigabytes for them."""
+    (problem,) = problems_of(f"{part * 50_000}a = 1".encode())
+    assert problem.value == "nested too deep"
+
+
 def test_numbers_of_many_digits() -> None:
     assert problems_of(b"version = " + b"9" * 5000)[0].path == "file"
     assert problems_of(b"version = 0x" + b"f" * 5000)[0].value.startswith("0xfff")

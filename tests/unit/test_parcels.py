@@ -43,6 +43,8 @@ def packed(*lines: object) -> bytes:
         (packed({"version": 2, "flows": 0}), "packed by another natctl, expected version 1: '2'"),
         (packed(HEAD), "0 flows of 1 arrived"),
         (packed(HEAD, {}), "line 1: a flow without protocol"),
+        (zlib.compress(b"[" * 100_000), "not what natctl packs"),
+        (zlib.compress(json.dumps(HEAD).encode() + b"\n" + b"[" * 100_000), "line 1: no flow of natctl flows"),
         (packed(HEAD, [1]), "line 1: no flow of natctl flows"),
         (pack_flows(flows(*table(9)))[:-9], "arrived|not what natctl packs"),
     ],
