@@ -15,6 +15,7 @@ from nat_rewriter.model.ruleset import Elements, LiveTable, Ruleset
 from nat_rewriter.model.slices import PortRange, Protocol, Slice
 from nat_rewriter.model.transaction import AddElements, DeleteElements, Transaction
 from nat_rewriter.plan import SetChange
+from nat_rewriter.render.blocks import blocks_of
 from nat_rewriter.render.table import SETTLED
 
 PROTOCOLS: Mapping[str, int] = {"tcp": 6, "udp": 17}
@@ -36,7 +37,7 @@ def is_unsettling(changes: Iterable[SetChange]) -> bool:
     for change in changes:
         if change.set.startswith("soft") and change.added:
             return True
-        if change.set.startswith(("owned", "blocks")) and change.removed:
+        if change.set.startswith("owned") and change.removed:
             return True
     return False
 
@@ -80,6 +81,11 @@ def owned_slices(elements: Elements) -> list[Slice]:
             first, _, last = ports.partition("-")
             ranges = (PortRange(int(first), int(last or first)),)
             found.append(Slice("", ip_address(address), ranges, (Protocol(protocol),)))
+    for blocks in (*blocks_of(4), *blocks_of(6)):
+        for key in elements.get(blocks.owned, {}):
+            first, address = key.split(" . ")
+            ranges = (PortRange(int(first), int(first) + blocks.size - 1),)
+            found.append(Slice("", ip_address(address), ranges, (Protocol.TCP, Protocol.UDP)))
     return found
 
 

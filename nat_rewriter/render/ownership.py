@@ -38,9 +38,9 @@ def owned_echo(slices: Sequence[Slice]) -> dict[str, str]:
 def confined_ports(slices: Sequence[Slice], family: int) -> dict[str, str]:
     """Map every owned range to itself: a local flow keeps a free port, and moves inside the range otherwise."""
     return {
-        f"{place} . {ports}": _own_range(owned, ports, family)
+        f"{place} . {ports}": own_range(owned, ports, family)
         for owned, place in _places(slices)
-        for ports in _parts(owned)
+        for ports in parts_of(owned)
     }
 
 
@@ -52,7 +52,7 @@ def confined_echo(slices: Sequence[Slice], family: int) -> dict[str, str]:
             best = largest.get(str(owned.address))
             if best is None or len(ports) > len(best[1]):
                 largest[str(owned.address)] = (owned, ports)
-    return {address: _own_range(owned, ports, family) for address, (owned, ports) in largest.items()}
+    return {address: own_range(owned, ports, family) for address, (owned, ports) in largest.items()}
 
 
 def spill_chain(owned: Slice, family: int) -> str:
@@ -72,10 +72,11 @@ def spilled_ports(slices: Sequence[Slice], family: int) -> dict[str, str]:
 
 def keep_ranges(slices: Sequence[Slice]) -> list[PortRange]:
     """Return the distinct ranges of the slices: each is a chain, however many addresses share it (IPv6)."""
-    return sorted({ports for owned in slices for ports in (*_parts(owned), *owned.ranges)})
+    return sorted({ports for owned in slices for ports in (*parts_of(owned), *owned.ranges)})
 
 
-def _own_range(owned: Slice, ports: PortRange, family: int) -> str:
+def own_range(owned: Slice, ports: PortRange, family: int) -> str:
+    """Return the data that sends a local flow to a range of its own slice."""
     # A map cannot give an IPv6 address with a port range (nft 1.0.6 to 1.1.7), so there the range is a chain.
     return f"goto {keep_chain(ports)}" if family == 6 else port_data(owned.address, ports)
 
@@ -89,7 +90,7 @@ def _places(slices: Sequence[Slice]) -> Iterator[tuple[Slice, str]]:
                 yield owned, f"{address} . {word}"
 
 
-def _parts(owned: Slice) -> list[PortRange]:
+def parts_of(owned: Slice) -> list[PortRange]:
     """Return the ranges that a port may not leave when it is moved: those for rewriting, and those for sockets."""
     return sorted((*owned.rewrite_ranges, *owned.socket_ranges)) if owned.socket_ranges else sorted(owned.ranges)
 

@@ -12,7 +12,7 @@ from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.ruleset import Ruleset
 from nat_rewriter.model.slices import PortRange, Slice
 from nat_rewriter.render import ownership
-from nat_rewriter.render.blocks import Blocks, block_elements, blocks_of
+from nat_rewriter.render.blocks import Blocks, block_elements, blocks_of, confining_elements, is_in_blocks
 from nat_rewriter.render.parts import Parts
 from nat_rewriter.render.proxying import proxying_of
 from nat_rewriter.render.rewriting import Rewriting, dnat_elements, rewriting_of
@@ -107,6 +107,8 @@ def _elements(policy: Policy, families: Sequence[Family]) -> dict[str, SetElemen
         found |= {f"{name}{family.number}": elements for name, elements in _named_elements(policy, family)}
         if parts.guard:
             found |= block_elements(family.slices, family.number)
+        if parts.confine:
+            found |= confining_elements(family.slices, family.number)
         for maps in (family.rewriting.client_maps, family.rewriting.address_maps, family.rewriting.source_sets):
             found |= maps
     return found
@@ -115,11 +117,12 @@ def _elements(policy: Policy, families: Sequence[Family]) -> dict[str, SetElemen
 def _named_elements(policy: Policy, family: Family) -> list[tuple[str, SetElements]]:
     found: list[tuple[str, SetElements]] = []
     parts = Parts.of(policy)
+    outside_blocks = [owned for owned in family.slices if not is_in_blocks(owned)]
     if parts.soft:
         found.append(("soft", ownership.soft_addresses(family.slices)))
     if parts.guard:
         found += [
-            ("owned", ownership.owned_ports(family.slices)),
+            ("owned", ownership.owned_ports(outside_blocks)),
             ("echo", ownership.owned_echo(family.slices)),
             ("strays", {}),
         ]
@@ -131,7 +134,7 @@ def _named_elements(policy: Policy, family: Family) -> list[tuple[str, SetElemen
         found.append(("rewrites", ownership.rewritten_ports(family.slices)))
     if parts.confine:
         found += [
-            ("confine", ownership.confined_ports(family.slices, family.number)),
+            ("confine", ownership.confined_ports(outside_blocks, family.number)),
             ("confine_echo", ownership.confined_echo(family.slices, family.number)),
         ]
     if family.draining:

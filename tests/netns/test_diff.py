@@ -109,7 +109,7 @@ def test_as_json(busy: Lab) -> None:
     assert [(one["name"], one["flows"], one["stranded"]) for one in found["slices"]["withdrawn"]] == [("ams-2", 1, 1)]
     assert [(one["kind"], one["name"], one["flows"]) for one in found["rules"]["withdrawn"]] == [("dnat", "in", 1)]
     assert found["action"] == "rebuild"
-    assert "198.51.100.10 . tcp . 9100-9109" in found["sets"]["owned4"]["removed"]
+    assert "9104 . 198.51.100.10" in found["sets"]["owned4_1"]["removed"]
 
 
 def test_after_a_reboot_everything_comes_anew(busy: Lab) -> None:
@@ -122,7 +122,7 @@ def test_after_a_reboot_everything_comes_anew(busy: Lab) -> None:
 def test_where_nothing_is_known_lines_are_told(busy: Lab, tmp_path: Path) -> None:
     path = without(busy, "ams-2", "in")
     shown = busy.natctl("diff", "--config", path, "--state", tmp_path / "none", expect=3).stdout
-    assert "-owned4: 198.51.100.10 . tcp . 9100-9109\n" in shown
+    assert "-owned4_1: 9104 . 198.51.100.10\n" in shown
     assert "slice ams-2" not in shown
 
 

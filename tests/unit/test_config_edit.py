@@ -86,7 +86,7 @@ def test_a_slice_that_shrinks_is_told_with_its_rule() -> None:
     assert assert_as_the_whole(before, whole_text(sections))
     found = told(before, whole_text(sections))
     assert found is not None
-    assert {"owned4", "confine4", "clients*"} <= {one.name for one in found}
+    assert {"owned4_512", "confine4_8", "clients*"} <= {one.name for one in found}
 
 
 def test_a_slice_that_moves_to_another_address() -> None:
