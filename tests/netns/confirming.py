@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from operating import NATCTL, listing, unordered, wait_until
+from operating import NATCTL, listing, unordered
+from waiting import wait_until
 
 from nat_rewriter.kernel.confirm_socket import is_waiting
 from netns_lab import Lab

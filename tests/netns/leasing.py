@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-import pytest
-
 from bench.coexist.settings import apply, configuration
 from nat_rewriter.config import read_policy
 from nat_rewriter.kernel.conntrack import get_flow
@@ -20,7 +18,6 @@ from nat_rewriter.lease import Lease, Lessor
 from nat_rewriter.model.flows import Flow
 from nat_rewriter.model.tuples import FlowTuple
 from netns_lab import Lab
-from netns_lab.enter import missing_privilege
 from netns_lab.servers import EchoServer
 from netns_lab.topology import CLIENT, CLIENT_6, SERVER, SERVER_6, SOFT_ADDRESS, SOFT_ADDRESS_6
 
@@ -92,8 +89,6 @@ class Desk:
 @contextmanager
 def shared_lab() -> Iterator[Lab]:
     """Make a lab with natctl applied, for all tests of a module: each has a destination of its own in it."""
-    if missing_privilege():
-        pytest.skip("needs to make network namespaces")
     with Lab() as lab:
         apply(lab, configuration(lab.slices))
         yield lab

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 from netns_lab import Lab
 
 NATCTL = [sys.executable, "-m", "nat_rewriter"]
-WITHIN_S = 20.0
 
 
 def listing(lab: Lab) -> str:
@@ -37,11 +34,3 @@ def generations(lab: Lab) -> list[dict[str, Any]]:
 def outcomes(lab: Lab) -> list[tuple[int, str, str]]:
     """Return number, action and outcome of each generation of the egress host."""
     return [(one["number"], one["action"], one["outcome"]) for one in generations(lab)]
-
-
-def wait_until(condition: Callable[[], bool], what: str, within_s: float = WITHIN_S) -> None:
-    """Return once a condition holds; fail when it does not in time."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
-        time.sleep(0.05)

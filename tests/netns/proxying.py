@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from own_network import own_network, run
+from waiting import wait_until
 
 from netns_lab.servers import TcpServer, listen_tcp
 
@@ -51,14 +51,6 @@ PROXIES = (
 )
 
 
-def eventually(holds: Callable[[], bool], what: str = "") -> None:
-    """Wait until something holds; fail when it does not in good time."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, f"did not come true in {PATIENCE_S} s: {what}"
-        time.sleep(0.01)
-
-
 class RunningProxy:
     """A ``natctl proxy`` that runs; ``lines``: the objects it has printed so far."""
 
@@ -79,7 +71,7 @@ class RunningProxy:
 
     def wait_for(self, kind: str, count: int = 1) -> dict[str, Any]:
         """Return the last of so many objects of a kind, once they are printed."""
-        eventually(lambda: len(self.events(kind)) >= count or not self._reader.is_alive(), f"{count} {kind}")
+        wait_until(lambda: len(self.events(kind)) >= count or not self._reader.is_alive(), f"{count} {kind}")
         assert len(self.events(kind)) >= count, (self.lines, self.errors())
         return self.events(kind)[count - 1]
 
@@ -94,7 +86,7 @@ class RunningProxy:
         def found() -> list[dict[str, Any]]:
             return [line for line in self.events("connection") if line["outcome"] == outcome]
 
-        eventually(lambda: bool(found()), outcome)
+        wait_until(lambda: bool(found()), outcome)
         return found()[0]
 
     def signal(self, number: int) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from waiting import wait_until
 
 from bench.coexist.settings import apply, configuration
 from netns_lab import Lab, round_trip
@@ -69,13 +70,6 @@ def agreed_entry(lab: Lab, family: int) -> tuple[Wire, int, str]:
     assert held == wire
     assert abs(claimed - left) <= APART_S, f"claim {claimed} s, entry {left} s, state {state}"
     return wire, left, state
-
-
-def wait_until(met: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not met():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 class Step:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from confirming import CHANGES, Site, changing
-from operating import NATCTL, WITHIN_S, generations, listing, outcomes, unordered, wait_until
+from operating import NATCTL, generations, listing, outcomes, unordered
+from waiting import WITHIN_S, wait_until
 
 from netns_lab import Lab
 from netns_lab.namespaces import _pids_inside

@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from operating import NATCTL, WITHIN_S, listing, outcomes, unordered, wait_until
+from operating import NATCTL, listing, outcomes, unordered
+from waiting import WITHIN_S, wait_until
 
 from netns_lab import Lab, round_trip
 from netns_lab.topology import SERVER, SERVER_6, SOFT_ADDRESS, SOFT_ADDRESS_6

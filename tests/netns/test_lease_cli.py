@@ -7,20 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from leasing import SERVERS, SLICES, Desk, desk, forget_flows, shared_lab, sysctl
+from leasing import SERVERS, SLICES, Desk, desk, forget_flows, sysctl
+from waiting import WITHIN_S, wait_until
 
 from bench.coexist.settings import configuration
 from netns_lab import Lab
 from netns_lab.lab import Outcome
 
 NATCTL = [sys.executable, "-m", "nat_rewriter"]
-WITHIN_S = 30.0
 SAY = (
     "import os, socket; s = socket.socket(fileno=int(os.environ['NATCTL_LEASE_FD'])); s.settimeout(5); s.send(b'hi'); "
     "print(s.recv(2).decode(), *s.getsockname()[:2], *(os.environ['LEASE_' + name] for name in "
@@ -28,17 +27,11 @@ SAY = (
 )
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lab]:
-    with shared_lab() as lab:
-        yield lab
-
-
 @pytest.fixture
-def at(shared: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def at(lease_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setenv("NATCTL_RUNTIME_DIR", str(tmp_path))
-    (tmp_path / "natctl.toml").write_text(configuration(shared.slices))
-    with desk(shared) as opened:
+    (tmp_path / "natctl.toml").write_text(configuration(lease_lab.slices))
+    with desk(lease_lab) as opened:
         yield opened
 
 
@@ -50,13 +43,6 @@ def options(at: Desk, tmp_path: Path) -> list[str]:
 
 def listed(at: Desk) -> list[Any]:
     return at.lab.natctl("lease", "list", "--json", expect=0).lines()
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WITHIN_S:g} s: {what}"
-        time.sleep(0.05)
 
 
 def start(at: Desk, *arguments: str, **streams: Any) -> subprocess.Popen[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Iterator
 
 import pytest
-from leasing import SERVERS, SOFT, Desk, desk, reset, shared_lab
+from leasing import SERVERS, SOFT, Desk, reset
 
 from nat_rewriter.errors import ConnectFailed, LeaseError, NatctlError, UsageError
 from nat_rewriter.lease import STRATEGIES, aio
@@ -17,18 +16,6 @@ from netns_lab import Lab
 ALL = list(STRATEGIES)
 SILENT = 999
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lab]:
-    with shared_lab() as lab:
-        yield lab
-
-
-@pytest.fixture
-def at(shared: Lab) -> Iterator[Desk]:
-    with desk(shared) as opened:
-        yield opened
 
 
 def deafen(lab: Lab, port: int) -> None:

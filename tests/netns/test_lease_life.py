@@ -12,10 +12,11 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from leasing import CLIENTS, PORTS, SOFT, Desk, desk, forget_flows, newcomer, shared_lab, sysctl, works
+from leasing import CLIENTS, PORTS, SOFT, Desk, desk, forget_flows, newcomer, sysctl, works
+from waiting import WITHIN_S, wait_until
 
 from bench.coexist.settings import configuration
 from nat_rewriter.errors import LeaseError, LeaseLost, NatctlError, SliceExhausted, UsageError
@@ -26,41 +27,21 @@ from netns_lab import Lab
 ALL = list(STRATEGIES)
 TERM_S = 2
 SILENT = 999
-WITHIN_S = 20.0
 FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lab]:
-    with shared_lab() as lab:
-        yield lab
-
-
 @pytest.fixture
-def at(shared: Lab) -> Iterator[Desk]:
-    with desk(shared) as opened:
-        yield opened
-
-
-@pytest.fixture
-def brief(shared: Lab) -> Iterator[Desk]:
+def brief(lease_lab: Lab) -> Iterator[Desk]:
     """A desk whose entries last two seconds if nobody renews them."""
-    with desk(shared, term_s=TERM_S) as opened:
+    with desk(lease_lab, term_s=TERM_S) as opened:
         yield opened
 
 
 @pytest.fixture
-def rarely(shared: Lab) -> Iterator[Desk]:
+def rarely(lease_lab: Lab) -> Iterator[Desk]:
     """A desk whose keeper looks at entries every two hundred seconds, so that what is mended sooner is by events."""
-    with desk(shared, term_s=600) as opened:
+    with desk(lease_lab, term_s=600) as opened:
         yield opened
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WITHIN_S:g} s: {what}"
-        time.sleep(0.05)
 
 
 def delete_entries(at: Desk) -> None:
@@ -234,9 +215,9 @@ def test_releasing_twice_and_connecting_afterwards(at: Desk) -> None:
         lease.connect()
 
 
-def test_two_lessors_never_have_the_same_tuple(at: Desk, shared: Lab) -> None:
+def test_two_lessors_never_have_the_same_tuple(at: Desk, lease_lab: Lab) -> None:
     for strategy in ("reservation", "complete", "fast-open", "tcp-repair"):
-        with desk(shared) as other:
+        with desk(lease_lab) as other:
             ours = at.lessor.acquire_many("ams-1", at.to(), 5, strategy=strategy)
             theirs = other.lessor.acquire_many("ams-1", at.to(), 5, strategy=strategy)
             assert sorted(lease.port for lease in [*ours, *theirs]) == list(PORTS)

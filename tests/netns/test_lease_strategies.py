@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from leasing import PORTS, SOFT, Desk, desk, forget_flows, newcomer, reset, shared_lab, sysctl, works
+from leasing import PORTS, SOFT, Desk, desk, forget_flows, newcomer, reset, sysctl, works
 
 from bench.coexist.settings import apply, configuration
 from nat_rewriter.config import read_policy
@@ -31,18 +31,6 @@ ETH_P_ALL = 3
 GOODBYE_S = 3.0
 # What bind() and connect() say to those who come too late.
 REFUSED = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lab]:
-    with shared_lab() as lab:
-        yield lab
-
-
-@pytest.fixture
-def at(shared: Lab) -> Iterator[Desk]:
-    with desk(shared) as opened:
-        yield opened
 
 
 @FAMILIES
@@ -153,8 +141,8 @@ def test_port_range_notices_that_nat_moved_it_and_takes_another_port(
         assert len(flows) == 40
 
 
-def test_without_verification_the_gap_shows(shared: Lab) -> None:
-    with desk(shared, verify=False) as at, at.acquire("fast-open", port=9003) as lease:
+def test_without_verification_the_gap_shows(lease_lab: Lab) -> None:
+    with desk(lease_lab, verify=False) as at, at.acquire("fast-open", port=9003) as lease:
         at.nat_flow(9003)
         sock = lease.connect()
         assert sock.getsockname()[1] == 9003
@@ -162,10 +150,12 @@ def test_without_verification_the_gap_shows(shared: Lab) -> None:
 
 
 @pytest.mark.parametrize("verify", [None, True])
-def test_where_no_rule_rewrites_into_a_slice_the_wire_is_asked_only_on_demand(shared: Lab, verify: bool | None) -> None:
-    without_rules = configuration(shared.slices).partition("[[snat]]")[0]
+def test_where_no_rule_rewrites_into_a_slice_the_wire_is_asked_only_on_demand(
+    lease_lab: Lab, verify: bool | None
+) -> None:
+    without_rules = configuration(lease_lab.slices).partition("[[snat]]")[0]
     with (
-        desk(shared) as at,
+        desk(lease_lab) as at,
         Lessor(read_policy(without_rules.encode(), "test"), verify=verify) as lessor,
         lessor.acquire("ams-1", at.to(), strategy="fast-open", port=9003) as lease,
     ):

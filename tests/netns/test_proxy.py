@@ -24,7 +24,6 @@ from proxying import (
     dial,
     echo_server,
     echoes,
-    eventually,
     http_connect,
     proxy_network,
     proxy_text,
@@ -33,22 +32,11 @@ from proxying import (
     running,
     socks_connect,
 )
+from waiting import wait_until
 
 from netns_lab.servers import TcpServer, listen_tcp
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close sends a reset
-
-
-@pytest.fixture
-def network() -> Iterator[None]:
-    with proxy_network():
-        yield
-
-
-@pytest.fixture
-def server(network: None) -> Iterator[TcpServer]:
-    with echo_server() as echo:
-        yield echo
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +104,7 @@ def test_what_a_client_sends_with_its_request_is_passed_on(proxy: RunningProxy) 
         assert read_exactly(sock, 2 + 10 + 5)[-5:] == b"early"
 
 
-def test_names_and_passwords(server: TcpServer, tmp_path: Path) -> None:
+def test_names_and_passwords(proxied_server: TcpServer, tmp_path: Path) -> None:
     keys = {"username": "crawler", "password": "correct horse"}
     text = SLICES + proxy_text("socks", "127.0.0.1:1080", **keys) + proxy_text("connect", "127.0.0.1:3128", **keys)
     right, wrong = b"\x01\x07crawler\x0dcorrect horse", b"\x01\x07crawler\x0dcorrect mouse"
@@ -139,7 +127,7 @@ def test_names_and_passwords(server: TcpServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize(("listen", "to"), [("127.0.0.1", SERVER), ("::1", SERVER_6)])
 def test_the_destination_is_told_who_the_client_is(
-    network: None, tmp_path: Path, version: str, listen: str, to: str
+    network_of_proxies: None, tmp_path: Path, version: str, listen: str, to: str
 ) -> None:
     six = ":" in listen
     bracketed = (f"[{listen}]", f"[{to}]") if six else (listen, to)
@@ -187,10 +175,10 @@ def test_a_client_is_told_why_there_is_no_connection(
         assert said == status
         assert read_all(by_connect) == b""
     assert proxy.wait_for_outcome(outcome)["message"]
-    eventually(lambda: proxy.descriptors() == before, "descriptors of clients that were refused")
+    wait_until(lambda: proxy.descriptors() == before, "descriptors of clients that were refused")
 
 
-def test_a_proxy_without_words_for_it_resets(server: TcpServer, tmp_path: Path) -> None:
+def test_a_proxy_without_words_for_it_resets(proxied_server: TcpServer, tmp_path: Path) -> None:
     text = SLICES + proxy_text("listen", "127.0.0.1:8443", to=f"{SERVER}:444")
     with running(tmp_path, text) as proxy:
         with pytest.raises(ConnectionResetError):
@@ -199,7 +187,7 @@ def test_a_proxy_without_words_for_it_resets(server: TcpServer, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_a_reset_reaches_the_other_side(network: None, tmp_path: Path, side: str) -> None:
+def test_a_reset_reaches_the_other_side(network_of_proxies: None, tmp_path: Path, side: str) -> None:
     with listen_tcp(443) as listener, running(tmp_path, SLICES + PROXIES) as proxy:
         sock = dial("127.0.0.1", 8443)
         peer, _ = listener.accept()
@@ -242,10 +230,10 @@ def test_rubbish_is_answered_and_forgotten(proxy: RunningProxy, port: int, rubbi
         except ConnectionResetError:
             assert not answer
     assert proxy.wait_for("connection")["outcome"] in ("bad-request", "not-authorized")
-    eventually(lambda: proxy.descriptors() == before, "descriptors")
+    wait_until(lambda: proxy.descriptors() == before, "descriptors")
 
 
-def test_a_thousand_broken_clients_leave_nothing(server: TcpServer, tmp_path: Path) -> None:
+def test_a_thousand_broken_clients_leave_nothing(proxied_server: TcpServer, tmp_path: Path) -> None:
     with running(tmp_path, WIDE_SLICES + PROXIES) as proxy:
         break_a_thousand(proxy)
 
@@ -265,9 +253,9 @@ def break_a_thousand(proxy: RunningProxy) -> None:
             sock.sendall(chance.choice(starts) + chance.randbytes(chance.randrange(40)))
             if chance.random() < 0.5:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    eventually(lambda: proxy.descriptors() == before, f"{before} descriptors, there are {proxy.descriptors()}")
+    wait_until(lambda: proxy.descriptors() == before, f"{before} descriptors, there are {proxy.descriptors()}")
     with dial("127.0.0.1", 8443) as sock:
-        eventually(lambda: len(proxy.workers()) == 2)
+        wait_until(lambda: len(proxy.workers()) == 2)
         assert not proxy.events("worker-died")
     proxy.signal(15)
     assert proxy.wait() == 0
@@ -283,8 +271,8 @@ def test_a_client_that_does_not_finish_its_request_is_let_go(proxy: RunningProxy
     assert proxy.wait_for_outcome("slow-request")
 
 
-def test_a_name_is_looked_up_and_its_addresses_tried_in_turn(server: TcpServer, tmp_path: Path) -> None:
+def test_a_name_is_looked_up_and_its_addresses_tried_in_turn(proxied_server: TcpServer, tmp_path: Path) -> None:
     text = SLICES + proxy_text("listen", "127.0.0.1:8443", to="localhost:443", slices=["ams-1"])
     with running(tmp_path, text), dial("127.0.0.1", 8443) as sock:
         assert echoes(sock)  # whatever families the name has: there is a slice of IPv4 only
-        assert in_slice(server, SOFT)
+        assert in_slice(proxied_server, SOFT)

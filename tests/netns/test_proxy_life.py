@@ -19,29 +19,23 @@ from proxying import (
     SERVER,
     WIDE_SLICES,
     dial,
-    eventually,
+    echo_server,
+    echoes,
     proxy_text,
     read_all,
-    read_exactly,
     running,
 )
+from waiting import wait_until
 
-from netns_lab.servers import TcpServer, listen_tcp
+from netns_lab.servers import TcpServer
 
 FIXED = WIDE_SLICES + proxy_text("listen", "127.0.0.1:8443", to=f"{SERVER}:443")
 
 
 @pytest.fixture
 def server() -> Iterator[TcpServer]:
-    with own_network(*ADDRESSES):
-        echo = TcpServer(listen_tcp(443))
+    with own_network(*ADDRESSES), echo_server() as echo:
         yield echo
-        echo.close()
-
-
-def echoes(sock: socket.socket) -> bool:
-    sock.sendall(b"natctl")
-    return read_exactly(sock, 6) == b"natctl"
 
 
 def refused(port: int) -> bool:
@@ -57,7 +51,7 @@ def test_a_stop_lets_connections_finish_and_takes_no_more(server: TcpServer, tmp
         assert echoes(sock)
         proxy.signal(signal.SIGTERM)
         proxy.wait_for("stopping")
-        eventually(lambda: refused(8443), "no more connections")
+        wait_until(lambda: refused(8443), "no more connections")
         assert echoes(sock)
         sock.shutdown(socket.SHUT_WR)
         assert read_all(sock) == b""
@@ -93,10 +87,10 @@ def test_a_reload_takes_new_words_and_keeps_connections(server: TcpServer, tmp_p
         proxy.config.write_text(WIDE_SLICES + proxy_text("connect", "127.0.0.1:3128"))
         proxy.signal(signal.SIGHUP)
         proxy.wait_for("reloaded", 2)
-        eventually(lambda: refused(8443), "the endpoint that is no more")
+        wait_until(lambda: refused(8443), "the endpoint that is no more")
         assert echoes(sock)
         sock.close()
-        eventually(lambda: len(proxy.workers()) == 2, "workers of before")
+        wait_until(lambda: len(proxy.workers()) == 2, "workers of before")
 
 
 @pytest.mark.parametrize("fault", ["nonsense = 1\n", 'listen = "127.0.0.1:9"\n'])
@@ -124,7 +118,7 @@ def test_no_connection_is_lost_by_reloads_under_load(server: TcpServer, tmp_path
                 assert echoes(sock)
             if number % 30 == 29:  # signals that come before the last one was heard are one
                 proxy.wait_for("reloaded", number // 30 + 1)
-        eventually(lambda: len(proxy.workers()) == 2, "workers of before")
+        wait_until(lambda: len(proxy.workers()) == 2, "workers of before")
 
 
 def test_a_worker_that_died_is_replaced(server: TcpServer, tmp_path: Path) -> None:
@@ -152,8 +146,8 @@ def test_nothing_stays_of_a_supervisor_that_was_killed(server: TcpServer, tmp_pa
         workers = proxy.workers()
         proxy.signal(signal.SIGKILL)
         proxy.wait()
-        eventually(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in workers), "workers end")
-        eventually(lambda: refused(8443), "the port is free")
+        wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in workers), "workers end")
+        wait_until(lambda: refused(8443), "the port is free")
     with running(tmp_path, FIXED), dial("127.0.0.1", 8443) as sock:
         assert echoes(sock)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,35 +14,21 @@ from proxying import (
     SLICES,
     RunningProxy,
     dial,
-    echo_server,
     echoes,
-    eventually,
     http_connect,
-    proxy_network,
     proxy_text,
     read_all,
     running,
     socks_connect,
 )
+from waiting import wait_until
 
 from netns_lab.servers import TcpServer, listen_tcp
 
 
-@pytest.fixture
-def network() -> Iterator[None]:
-    with proxy_network():
-        yield
-
-
-@pytest.fixture
-def server(network: None) -> Iterator[TcpServer]:
-    with echo_server() as echo:
-        yield echo
-
-
-def test_ten_ports_carry_ten_connections_to_each_of_ten_destinations(server: TcpServer, tmp_path: Path) -> None:
+def test_ten_ports_carry_ten_connections_to_each_of_ten_destinations(proxied_server: TcpServer, tmp_path: Path) -> None:
     with running(tmp_path, SLICES + PROXIES) as proxy:
-        fill_ten_ports(proxy, server)
+        fill_ten_ports(proxy, proxied_server)
 
 
 def fill_ten_ports(proxy: RunningProxy, server: TcpServer) -> None:
@@ -61,7 +46,7 @@ def fill_ten_ports(proxy: RunningProxy, server: TcpServer) -> None:
         sock.close()
 
 
-def test_a_port_that_the_server_closed_is_used_again(network: None, tmp_path: Path) -> None:
+def test_a_port_that_the_server_closed_is_used_again(network_of_proxies: None, tmp_path: Path) -> None:
     with listen_tcp(443) as listener, running(tmp_path, SLICES + PROXIES):
         for _ in range(30):  # three times as many as there are ports
             with dial("127.0.0.1", 8443) as sock:
@@ -71,7 +56,7 @@ def test_a_port_that_the_server_closed_is_used_again(network: None, tmp_path: Pa
                 assert read_all(sock) == b"bye"
 
 
-def test_ports_of_a_destination_are_used_in_turn(network: None, tmp_path: Path) -> None:
+def test_ports_of_a_destination_are_used_in_turn(network_of_proxies: None, tmp_path: Path) -> None:
     """The port that was used longest ago comes next: it is the first to be out of TIME_WAIT."""
     with listen_tcp(443) as listener, running(tmp_path, SLICES + PROXIES, workers=1):
         seen = []
@@ -85,7 +70,7 @@ def test_ports_of_a_destination_are_used_in_turn(network: None, tmp_path: Path) 
     assert seen == [9000 + (first + step) % 10 for step in range(20)]
 
 
-def test_an_idle_connection_is_ended(server: TcpServer, tmp_path: Path) -> None:
+def test_an_idle_connection_is_ended(proxied_server: TcpServer, tmp_path: Path) -> None:
     text = SLICES + proxy_text("listen", "127.0.0.1:8443", to=f"{SERVER}:443", idle_timeout=1)
     with running(tmp_path, text) as proxy, dial("127.0.0.1", 8443) as sock:
         assert echoes(sock)
@@ -94,7 +79,7 @@ def test_an_idle_connection_is_ended(server: TcpServer, tmp_path: Path) -> None:
         assert proxy.wait_for_outcome("idle")["duration_ms"] >= 900
 
 
-def test_no_more_connections_than_allowed(server: TcpServer, tmp_path: Path) -> None:
+def test_no_more_connections_than_allowed(proxied_server: TcpServer, tmp_path: Path) -> None:
     text = SLICES + proxy_text("connect", "127.0.0.1:3128", max_connections=5)
     with running(tmp_path, text) as proxy:
         held = [http_connect(f"{SERVER}:443") for _ in range(5)]
@@ -103,7 +88,7 @@ def test_no_more_connections_than_allowed(server: TcpServer, tmp_path: Path) -> 
             assert read_all(sock).startswith(b"HTTP/1.1 503 Too Many")
         assert proxy.wait_for_outcome("limit")
         held[0][0].close()
-        eventually(lambda: len(proxy.events("connection")) >= 2)
+        wait_until(lambda: len(proxy.events("connection")) >= 2)
         sock, status = http_connect(f"{SERVER}:443")
         assert status.startswith(b"200")
         for each in (sock, *(sock for sock, _ in held)):
@@ -121,7 +106,7 @@ def send_until_stopped(sock: socket.socket, most: int) -> int:
     return sent
 
 
-def test_a_silent_reader_stops_the_writer(network: None, tmp_path: Path) -> None:
+def test_a_silent_reader_stops_the_writer(network_of_proxies: None, tmp_path: Path) -> None:
     """Backpressure: what the relay takes is bounded, and arrives once it is read."""
     with listen_tcp(443) as listener, running(tmp_path, SLICES + PROXIES), dial("127.0.0.1", 8443) as sock:
         peer, _ = listener.accept()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proxying import PATIENCE_S, eventually, proxy_text, running
+from proxying import PATIENCE_S, proxy_text, running
+from waiting import wait_until
 
 from netns_lab import Lab, round_trip
 from netns_lab.host import end_process
@@ -154,7 +155,7 @@ def haproxy(lab: Lab, config: Path, directory: Path, ready: Callable[[], bool]) 
     assert checked.returncode == 0, checked.stderr + checked.stdout
     process = lab.egress.popen(["haproxy", "-db", "-f", rendered])
     try:
-        eventually(ready, "haproxy listens")
+        wait_until(ready, "haproxy listens")
         yield
     finally:
         end_process(process)

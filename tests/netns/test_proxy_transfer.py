@@ -21,11 +21,11 @@ from proxying import (
     SERVER_6,
     WIDE_SLICES,
     dial,
-    eventually,
     proxy_text,
     read_exactly,
     running,
 )
+from waiting import wait_until
 
 from netns_lab.servers import listen_tcp
 
@@ -121,7 +121,7 @@ def test_every_byte_arrives_in_its_place(tmp_path: Path, front: str, to: str) ->
         for number in range(CONNECTIONS):
             assert ends.digests[number, "client sent"] == ends.digests[number, "server got"]
             assert ends.digests[number, "server sent"] == ends.digests[number, "client got"]
-        eventually(lambda: len(proxy.events("connection")) == CONNECTIONS, "all connections end")
+        wait_until(lambda: len(proxy.events("connection")) == CONNECTIONS, "all connections end")
         assert {line["outcome"] for line in proxy.events("connection")} == {"finished"}
         total = [sum(line["bytes"][way] for line in proxy.events("connection")) for way in (0, 1)]
         assert total == [sum(up) + CONNECTIONS * HEAD.size, sum(down)]

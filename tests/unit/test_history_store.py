@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import NOW, OUT, SECOND, WEB, asked, closed, opened, record_into, sight
 from tables import AMS, CLEAN, CLIENT, SERVER, SOFT, SOFT6, flow, flows
+from waiting import wait_until
 
 from nat_rewriter.errors import LockHeld, StateError
 from nat_rewriter.history import journaling, recorder
@@ -240,13 +241,6 @@ def test_what_the_queue_has_no_room_for_is_counted_and_made_good(
     assert [(one["id"], one["end_mark"]) for one in asked(tmp_path)] == [
         (2, EndMark.SEEN_GONE), (3, EndMark.RECORDING_ENDED),
     ]  # fmt: skip
-
-
-def wait_until(met: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not met():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_retention(tmp_path: Path) -> None:
