@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from confirming import Site, changing
-from operating import NATCTL, WITHIN_S, outcomes
+from operating import NATCTL, outcomes
+from waiting import WITHIN_S
 
 from netns_lab import Lab
 

@@ -11,7 +11,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from operating import NATCTL, WITHIN_S
+from operating import NATCTL
+from waiting import WITHIN_S
 
 from bench.coexist.load import serve
 from bench.coexist.settings import configuration
