@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
@@ -79,6 +80,16 @@ class Member:
                 raise NatctlError("start etcd", self._log.read_text(errors="replace")[-2000:], self._log)
             time.sleep(0.1)
 
+    def leads(self) -> bool:
+        """Tell whether it says that it leads the others; False where it says nothing."""
+        url = f"{self._scheme}://{self.place.address}:{self.port}/v3/maintenance/status"
+        try:
+            with self.place.enter(), urlopen(url, b"{}", timeout=2) as answer:
+                told = json.load(answer)
+        except OSError:
+            return False
+        return bool(told["leader"] == told["header"]["member_id"])
+
     def _answers(self) -> bool:
         try:
             with self.place.enter():
@@ -117,6 +128,17 @@ class Cluster:
     def endpoints(self) -> tuple[tuple[str, int], ...]:
         """Where its members answer."""
         return tuple((member.place.address, member.port) for member in self.members)
+
+    def leader(self) -> Member:
+        """Return the member that leads, once there is one. Raises NatctlError where that takes too long."""
+        end = time.monotonic() + _START_S
+        while True:
+            for member in self.members:
+                if member.leads():
+                    return member
+            if time.monotonic() >= end:
+                raise NatctlError("find leader", f"none in {_START_S:.0f} s", ", ".join(map(str, self.endpoints)))
+            time.sleep(0.1)
 
     def kill(self) -> None:
         """End all members."""
