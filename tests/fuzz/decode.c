@@ -4,21 +4,13 @@
  * The entry point is libFuzzer's; mutate.c calls it as well.
  */
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core.h"
+#include "require.h"
 
 enum { ROOM = 64, GUARD = 0xA5 };
-
-#define REQUIRE(condition)                                                  \
-	do {                                                                \
-		if (!(condition)) {                                         \
-			fprintf(stderr, "does not hold: %s\n", #condition); \
-			abort();                                            \
-		}                                                           \
-	} while (0)
 
 /* One of the two decoders, and the size of its records. */
 struct decoder {

@@ -5,20 +5,11 @@
  * written down instead of done. The first four bytes of the input say how: mode and credentials, PROXY header, and the
  * sizes of the pieces.
  */
-#include <stdio.h>
-
 #include "internal.h"
+#include "require.h"
 
 enum { HEAD = 4 };
 enum ending { WAITING, FAILED, CLOSED_BY, BEGUN };
-
-#define REQUIRE(condition)                                                  \
-	do {                                                                \
-		if (!(condition)) {                                         \
-			fprintf(stderr, "does not hold: %s\n", #condition); \
-			abort();                                            \
-		}                                                           \
-	} while (0)
 
 /* What the handshake did, and what of the input it has read. */
 struct seen {
