@@ -34,40 +34,27 @@ CONFIG = """version = 1
 [controller]
 coexist = "off"
 
-[[pool]]
-name = "four"
-addresses = ["{shared}"]
-ports = "8192-16383"
-slice_size = 1024
-protocols = ["tcp", "udp", "icmp"]
-ttl_s = {ttl}
-hold_down_s = 1
-
-[[pool]]
-name = "six"
-addresses = ["{shared_6}"]
-ports = "8192-16383"
-slice_size = 512
-protocols = ["tcp", "udp", "icmp"]
-ttl_s = {ttl}
-hold_down_s = 1
-
 [store]
 url = "sqlite:{store}"
 
 [inbound]
 device = "{device}"
 addresses = ["{peer}", "{peer_6}"]
+"""
+POOL = """
+[[pool]]
+name = "{name}"
+addresses = ["{shared}"]
+ports = "8192-16383"
+slice_size = {size}
+protocols = ["tcp", "udp", "icmp"]
+ttl_s = {ttl}
+hold_down_s = 1
 
 [[snat]]
-name = "clients-4"
-source = ["10.0.0.0/24"]
-pools = ["four"]
-
-[[snat]]
-name = "clients-6"
-source = ["2001:db8:10::/64"]
-pools = ["six"]
+name = "clients-{name}"
+source = ["{clients}"]
+pools = ["{name}"]
 """
 
 
@@ -85,10 +72,12 @@ class Fleet:
         ]
 
     def _text(self, number: int) -> str:
-        return CONFIG.format(
-            ttl=self._ttl_s, shared=SHARED, shared_6=SHARED_6, store=self.store_path, device=SEGMENT_LINK,
-            peer=peer_address(number), peer_6=peer_address_6(number),
-        )  # fmt: skip
+        text = CONFIG.format(
+            store=self.store_path, device=SEGMENT_LINK, peer=peer_address(number), peer_6=peer_address_6(number)
+        )
+        four = POOL.format(name="four", shared=SHARED, size=1024, ttl=self._ttl_s, clients="10.0.0.0/24")
+        six = POOL.format(name="six", shared=SHARED_6, size=512, ttl=self._ttl_s, clients="2001:db8:10::/64")
+        return text + four + six
 
     def natctl(self, number: int, *words: str, expect: int = 0) -> str:
         command = [sys.executable, "-m", "nat_rewriter", *words, "--config", str(self.configs[number])]
