@@ -1,4 +1,7 @@
-"""Faults of a fleet, drawn by chance: which, when they begin, and when they are mended. A seed tells them all."""
+"""Faults of a fleet, drawn by chance: which, when they begin, and when they are mended. A seed tells them all.
+
+A slice that is handed over to another host is drawn like a fault, alone or while one of the two hosts fails.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from random import Random
 from netns_lab.fleet import Fleet
 from netns_lab.fleet_judge import Breach
 from netns_lab.fleet_settings import TTL_S
-from netns_lab.fleet_topology import HOSTS, NODES
+from netns_lab.fleet_topology import HOSTS, NODES, VERSIONS
 
-_LONG_SHARE = 0.3
+_LONG_SHARE, _LONG_FREEZE_SHARE = 0.3, 0.7
 _SHORT_S, _LONG_S = (0.1, 2.0), (TTL_S + 0.5, TTL_S + 2.5)
-_SECOND_SHARE, _NODE_SHARE = 0.5, 0.3
-
-_FROZEN = "frozen"
+_SECOND_SHARE, _NODE_SHARE, _TRANSFER_SHARE = 0.5, 0.3, 0.2
+# A side of a transfer fails up to a second later than that: before anything is done, in the midst of it, or after.
+_TRANSFER_BEGINS_S, _TRANSFER_LASTS_S = 0.2, 6.0
 
 Act = Callable[[Fleet, int], None]
 
@@ -30,9 +33,9 @@ HOST_FAULTS: dict[str, tuple[Act, Act]] = {
 }
 NODE_FAULTS: dict[str, tuple[Act, Act]] = {
     "killed": (lambda fleet, node: fleet.node(node).kill(), lambda fleet, node: fleet.node(node).start()),
-    _FROZEN: (lambda fleet, node: fleet.node(node).freeze(), lambda fleet, node: fleet.node(node).wake()),
     "cut off from the others": (Fleet.isolate, Fleet.reconnect),
 }
+FREEZES: dict[str, Act] = {"etcd{} frozen": Fleet.freeze_node, "leader of etcd frozen": Fleet.freeze_leader}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +53,14 @@ class Fault:
 
 
 def draw_round(chance: Random) -> list[Fault]:
-    """Draw one fault, or two that have nothing to do with each other."""
+    """Draw a fault, or two that have nothing to do with each other; or a transfer, which may have one of its own."""
     hosts = chance.sample(HOSTS, 2)
-    first = _draw_node_fault(chance) if chance.random() < _NODE_SHARE else _draw_host_fault(chance, hosts[0])
-    second = [_draw_host_fault(chance, hosts[1])] if chance.random() < _SECOND_SHARE else []
-    return [first, *second]
+    what, second = chance.random(), chance.random() < _SECOND_SHARE
+    if what < _TRANSFER_SHARE:
+        return _draw_transfer(chance, hosts[0], alone=not second)
+    node = what < _TRANSFER_SHARE + _NODE_SHARE
+    faults = [_draw_node_fault(chance) if node else _draw_host_fault(chance, hosts[0])]
+    return [*faults, _draw_host_fault(chance, hosts[1])] if second else faults
 
 
 def play_round(fleet: Fleet, faults: Iterable[Fault]) -> list[Breach]:
@@ -76,28 +82,53 @@ def _draw_host_fault(chance: Random, host: int) -> Fault:
 
 
 def _draw_node_fault(chance: Random) -> Fault:
-    if chance.randrange(len(NODE_FAULTS) + 1) == 0:
+    kind, node = chance.randrange(4), chance.choice(NODES)
+    if kind == 0:
         lost = chance.sample(NODES, 2)
         return _fault(
             chance, f"majority lost: etcd{lost[0]} and etcd{lost[1]} killed",
             lambda fleet: fleet.lose_majority(lost), lambda fleet: fleet.regain_majority(lost),
         )  # fmt: skip
-    node = chance.choice(NODES)
+    if kind == 1:
+        name, freeze = chance.choice(list(FREEZES.items()))
+        return _fault(chance, name.format(node), partial(_at, freeze, node), Fleet.wake_nodes, _LONG_FREEZE_SHARE)
     name, (begin, end) = chance.choice(list(NODE_FAULTS.items()))
-    # A leader that is frozen for a term and wakes has leases revoked that its successor has renewed: etcd issue 15247.
-    # Nobody who relies on leases is safe from that.
-    long_share = 0 if name == _FROZEN else _LONG_SHARE
-    return _fault(chance, f"etcd{node} {name}", partial(_at, begin, node), partial(_at, end, node), long_share)
+    return _fault(chance, f"etcd{node} {name}", partial(_at, begin, node), partial(_at, end, node))
+
+
+def _draw_transfer(chance: Random, giver: int, *, alone: bool) -> list[Fault]:
+    """Draw a slice that is handed over: with nothing else, or while its giver or its taker fails."""
+    version, begins_s = chance.choice(VERSIONS), chance.uniform(0, 1)
+    begin, end = partial(_hand_over, giver, version), _end_transfer
+    transfer = Fault(f"host{giver} hands IPv{version} over", begin, end, begins_s, begins_s + _TRANSFER_LASTS_S)
+    if alone:
+        return [transfer]
+    side = chance.choice(("giver", "taker"))
+    what, (fail, mend) = chance.choice(list(HOST_FAULTS.items()))
+    fails, mends = partial(_at_side, fail, side), partial(_at_side, mend, side)
+    return [transfer, _fault(chance, f"its {side}: {what}", fails, mends, after_s=begins_s + _TRANSFER_BEGINS_S)]
 
 
 def _at(act: Act, number: int, fleet: Fleet) -> None:
     act(fleet, number)
 
 
+def _hand_over(giver: int, version: int, fleet: Fleet) -> None:
+    fleet.hand_over(giver, version)
+
+
+def _at_side(act: Act, side: str, fleet: Fleet) -> None:
+    act(fleet, getattr(fleet.transfers[-1], side))
+
+
+def _end_transfer(fleet: Fleet) -> None:
+    fleet.transfers[-1].end()
+
+
 def _fault(
     chance: Random, name: str, begin: Callable[[Fleet], None], end: Callable[[Fleet], None],
-    long_share: float = _LONG_SHARE,
+    long_share: float = _LONG_SHARE, after_s: float = 0.0,
 ) -> Fault:  # fmt: skip
-    begins_s = chance.uniform(0, 1)
+    begins_s = after_s + chance.uniform(0, 1)
     lasts_s = chance.uniform(*(_LONG_S if chance.random() < long_share else _SHORT_S))
     return Fault(name, begin, end, begins_s, begins_s + lasts_s)

@@ -2,7 +2,9 @@
 
 Two witnesses are heard. A capture at the upstream says which host sent a packet, and from which port. A watch on etcd
 says what each host holds. A third, whoever makes hosts fail, says from when on a host cannot have asked for more time.
-All times are of one clock, in seconds.
+
+All times are of one clock, in seconds. A watch that is late makes nobody guilty: nothing is judged before the watch has
+told all that was so at the time, and a term begins when etcd gave it, not when that was heard.
 """
 
 from __future__ import annotations
@@ -14,10 +16,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
-# A witness who is on a busy machine may be late: a packet is judged after so long, ...
-_PATIENCE_S = 3.0
-# ... and a slice may be seen used so long before etcd was heard to give it.
-_LATE_WATCH_S = 1.0
+from netns_lab.store_watch import Revision
 
 
 class Port(NamedTuple):
@@ -37,14 +36,18 @@ class Use(NamedTuple):
 
 
 class Term(NamedTuple):
-    """From one time to another."""
+    """From one time to another.
+
+    What was handed over by a ``giver``, all at once, need not rest after that host's use. ``lapsed``: the lease ended.
+    """
 
     begin: float
     end: float = inf
+    giver: str = ""
+    lapsed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Breach:
+class Breach(NamedTuple):
     """A packet that should not have been sent, and why."""
 
     use: Use
@@ -65,11 +68,15 @@ class _Silence:
 
 
 class Judge:
-    """Hears what was sent and who held what, in the order of their times, and tells what was not allowed.
+    """Hears what was sent and who held what, and tells what was not allowed.
 
-    - No slice is used by two hosts, one within ``rest_s`` of the other.
+    - No slice is used by two hosts, one within ``rest_s`` of the other, or after it was handed over to the other.
     - None is used by a host that does not hold it by etcd's word.
     - None is used by a host that could not ask etcd for ``ttl_s``.
+
+    etcd may end a lease that it has just prolonged (issue 15247: its leader stood still, and woke). Where that may be,
+    whoever held it knows only when it asks again: such uses are counted, and are no breach unless another host uses the
+    slice as well.
     """
 
     def __init__(self, slice_size: int, ttl_s: float, rest_s: float) -> None:
@@ -77,12 +84,15 @@ class Judge:
         self.breaches: list[Breach] = []
         self.packets: Counter[str] = Counter()  # by host
         self.changes = 0  # how often a slice went on to another host
+        self.handed_over = 0  # by one change of the store, from host to host
+        self.unaware = 0  # packets after a lease that etcd may have ended before its time
         self._waiting: deque[Use] = deque()
         self._last_user: dict[Port, Use] = {}
-        self._held: dict[str, set[Port]] = {}  # a slice is named by its first port
+        self._held: dict[str, set[Port]] = {}  # by POOL/HOST; a slice is named by its first port
         self._terms: dict[tuple[str, Port], deque[Term]] = {}
         self._silence: dict[str, _Silence] = {}
-        self._revision = 0
+        self._doubts: deque[Term] = deque(maxlen=16)
+        self._revision, self._known_until = 0, 0.0
         self._lock = threading.Lock()
 
     # witnesses
@@ -92,19 +102,26 @@ class Judge:
         with self._lock:
             self._waiting.extend(uses)
 
-    def holds(self, time: float, revision: int, host: str, slices: Iterable[Port]) -> None:
-        """From a revision of the store on a host holds these slices; each revision may be told several times."""
+    def changed(self, since: float, until: float, revision: Revision) -> None:
+        """The store was changed, between two times; each revision may be told several times."""
         with self._lock:
-            if revision <= self._revision:
+            if revision.number <= self._revision:
                 return
-            self._revision = revision
-            before, after = self._held.get(host, set()), set(slices)
-            for first in before - after:
-                terms = self._terms[host, first]
-                terms.append(Term(terms.pop().begin, time))
-            for first in after - before:
-                self._terms.setdefault((host, first), deque(maxlen=8)).append(Term(time))
-            self._held[host] = after
+            self._revision = revision.number
+            held = {name: {Port(*each) for each in slices or ()} for name, slices in revision.holdings.items()}
+            gone = {name: self._held.get(name, set()) - slices for name, slices in held.items()}
+            givers = {first: _host(name) for name, slices in gone.items() for first in slices}
+            for name, slices in gone.items():
+                self._end_terms(_host(name), slices, until, revision.holdings[name] is None)
+            for name, slices in held.items():
+                new = slices - self._held.get(name, set())
+                self._begin_terms(_host(name), new, since, givers)
+            self._held |= held
+
+    def heard_all(self, until: float) -> None:
+        """All changes of the store up to a time have been told."""
+        with self._lock:
+            self._known_until = max(self._known_until, until)
 
     def silenced(self, time: float, host: str) -> None:
         """From now on a host cannot ask for time, for one reason more."""
@@ -121,44 +138,86 @@ class Judge:
             if not silence.reasons:
                 silence.past.append(Term(silence.since, time))
 
+    def doubted(self, since: float, until: float) -> None:
+        """Between two times etcd may end leases before their time."""
+        with self._lock:
+            self._doubts.append(Term(since, until))
+
+    def _end_terms(self, host: str, slices: Iterable[Port], time: float, lapsed: bool) -> None:
+        for first in slices:
+            terms = self._terms[host, first]
+            terms.append(terms.pop()._replace(end=time, lapsed=lapsed))
+
+    def _begin_terms(self, host: str, slices: Iterable[Port], time: float, givers: dict[Port, str]) -> None:
+        for first in slices:
+            term = Term(time, giver=givers.get(first, ""))
+            self.handed_over += bool(term.giver)
+            self._terms.setdefault((host, first), deque(maxlen=8)).append(term)
+
     # verdicts
 
-    def judge(self, now: float) -> list[Breach]:
-        """Judge what was sent up to a while ago; return what was found in it."""
+    def judge(self) -> list[Breach]:
+        """Judge what was sent up to the time of which all is known; return what was found in it."""
         with self._lock:
-            found = [breach for use in self._due(now) for breach in self._breaches_of(use)]
+            found = [breach for use in self._due() for breach in self._breaches_of(use)]
         self.breaches += found
         return found
+
+    def has_judged(self, until: float) -> bool:
+        """Tell whether all is known up to a time, and nothing of before waits for its verdict."""
+        with self._lock:
+            return self._known_until >= until and not (self._waiting and self._waiting[0].time < until)
 
     def holders(self) -> dict[str, list[Port]]:
         """Return what each host holds now."""
         with self._lock:
-            return {host: sorted(slices) for host, slices in self._held.items() if slices}
+            held: dict[str, list[Port]] = {}
+            for name, slices in self._held.items():
+                held.setdefault(_host(name), []).extend(slices)
+            return {host: sorted(slices) for host, slices in held.items() if slices}
 
-    def _due(self, now: float) -> Iterator[Use]:
-        while self._waiting and self._waiting[0].time <= now - _PATIENCE_S:
+    def _due(self) -> Iterator[Use]:
+        while self._waiting and self._waiting[0].time <= self._known_until:
             yield self._waiting.popleft()
 
     def _breaches_of(self, use: Use) -> Iterator[Breach]:
         self.packets[use.host] += 1
         first = Port(use.port.address, use.port.number - use.port.number % self.slice_size)
-        before = self._last_user.get(first)
-        self._last_user[first] = use
-        if before and before.host != use.host:
-            self.changes += 1
-            if use.time - before.time < self.rest_s:
-                ago = f"{use.time - before.time:.3f} s ago"
-                yield Breach(use, f"{before.host} used the slice {ago}, and it has to rest for {self.rest_s} s")
         terms = self._terms.get((use.host, first), ())
-        if not any(term.begin - _LATE_WATCH_S <= use.time <= term.end for term in terms):
+        term = next((each for each in terms if each.begin <= use.time <= each.end), None)
+        yield from self._breaches_of_rest(use, first, term)
+        if term is None and self._cannot_know(use, terms):
+            self.unaware += 1
+        elif term is None:
             ended = f"since {use.time - terms[-1].end:.3f} s" if terms else "and never had"
             yield Breach(use, f"by etcd's word it does not hold the slice, {ended}")
-        for since, until in self._silences(use.host):
-            if since + self.ttl_s < use.time < until:
-                yield Breach(use, f"it has not been able to renew for {use.time - since:.3f} s")
+        for silence in self._silences(use.host):
+            if silence.begin + self.ttl_s < use.time < silence.end:
+                yield Breach(use, f"it has not been able to renew for {use.time - silence.begin:.3f} s")
+
+    def _breaches_of_rest(self, use: Use, first: Port, term: Term | None) -> Iterator[Breach]:
+        before = self._last_user.get(first)
+        self._last_user[first] = use
+        if before is None or before.host == use.host:
+            return
+        self.changes += 1
+        handed_over = term is not None and term.giver == before.host and before.time <= use.time
+        if use.time - before.time < self.rest_s and not handed_over:
+            ago = f"{use.time - before.time:.3f} s ago"
+            yield Breach(use, f"{before.host} used the slice {ago}, and it has to rest for {self.rest_s} s")
+
+    def _cannot_know(self, use: Use, terms: Iterable[Term]) -> bool:
+        """Tell whether a host may hold a term for its own still, because etcd may have ended it before its time."""
+        ends = [term.end for term in terms if term.lapsed and term.end < use.time <= term.end + self.ttl_s]
+        return any(doubt.begin <= end <= doubt.end for end in ends for doubt in self._doubts)
 
     def _silences(self, host: str) -> Iterator[Term]:
         if silence := self._silence.get(host):
             yield from silence.past
             if silence.reasons:
                 yield Term(silence.since)
+
+
+def _host(name: str) -> str:
+    """Return the host of POOL/HOST."""
+    return name.partition("/")[2]

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from nat_rewriter.model.slices import PortRange
 from netns_lab.fleet import RECOVERY_S, Fleet
 from netns_lab.fleet_settings import HOLD_DOWN_S, TTL_S
-from netns_lab.fleet_topology import HOSTS
+from netns_lab.fleet_topology import HOSTS, VERSIONS
 from netns_lab.narrator import Narrator
 from netns_lab.running_agent import wait_until
 from netns_lab.story import Story
 
 LEASE_ENDS_S = TTL_S + HOLD_DOWN_S + 30.0  # at the latest, on a busy machine
-_JUDGED_AFTER_S = 3.5
+_SETTLED_S = 4.0
 
 
 class FleetStage(Story):
@@ -23,25 +23,40 @@ class FleetStage(Story):
     def __init__(self, fleet: Fleet, narrator: Narrator) -> None:
         super().__init__(narrator)
         self.fleet = fleet
-        with self.step("Five hosts share nine slices"):
+        with self.step("Five hosts share nine slices of IPv4, and nine of IPv6"):
             self.expect_work()
 
     def finish(self) -> None:
         """Look at what the upstream saw to the end: it is what the whole lab is for."""
         with self.step("What the upstream saw"):
-            self.fleet.watch_for(_JUDGED_AFTER_S)
+            self.fleet.hear_out()
             self.say(self.fleet.account())
             self.expect(
                 "uses of a slice by two hosts, or outside the holder's lease", len(self.fleet.judge.breaches), 0
             )
 
-    def held_by(self, host: int) -> int:
-        """Return how many slices a host holds, by etcd's word."""
-        return len(self.fleet.judge.holders().get(f"host{host}", ()))
+    def held_by(self, host: int, version: int | None = None) -> int:
+        """Return how many slices a host holds, by etcd's word; of one IP version, or of both."""
+        return len(self.fleet.held_by(host, version))
 
-    def free(self) -> int:
+    def free(self, version: int) -> int:
         """Return how many slices nobody holds, by etcd's word; some of them may rest."""
-        return self.fleet.slices - sum(map(self.held_by, HOSTS))
+        return self.fleet.slices - sum(self.held_by(host, version) for host in HOSTS)
+
+    def most_are_held(self) -> bool:
+        """Tell whether no more than one slice of each pool is free: four hosts hold all that they want."""
+        return all(self.free(version) <= 1 for version in VERSIONS)
+
+    def expect_answers(self) -> None:
+        """Expect that all that is sent for a while is answered, within a bound: the fleet has settled.
+
+        What had no slice to go by when it was sent is told as lost only when it is given up.
+        """
+
+        def settled() -> bool:
+            return not self.fleet.traffic.lost(time.time() - _SETTLED_S)
+
+        self.expect_soon(f"nothing that was sent in {_SETTLED_S:.0f} s is lost", settled)
 
     def expect_work(self, *hosts: int) -> None:
         """Expect that new flows through these hosts, or all, are answered, within a bound."""

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_interface
 from pathlib import Path
+from socket import AF_INET
 from typing import Any
 
 from nat_rewriter.kernel.netns import entered, namespace_path
@@ -92,9 +93,9 @@ class Wiring:
         family = 10 if ":" in gateway else 2
         self._route.route("add", dst=destination, gateway=gateway, family=family, table=table)
 
-    def rule(self, table: int, **match: Any) -> None:
-        """Route IPv4 packets of a network (``src``), or with a mark (``fwmark``), by a table of their own."""
-        self._route.rule("add", table=table, priority=1000 + table, family=2, **match)
+    def rule(self, table: int, priority: int = 1000, family: int = AF_INET, **match: Any) -> None:
+        """Route packets of a network (``src``), or with a mark (``fwmark``), by a table of their own."""
+        self._route.rule("add", table=table, priority=priority + table, family=family, **match)
 
 
 @contextmanager

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from nat_rewriter.errors import EXIT_FAILED
-from netns_lab.fleet_settings import POOL
+from nat_rewriter.model.slices import PortRange
+from netns_lab.fleet_settings import MOST_HELD, POOLS, TTL_S
 from netns_lab.fleet_stage import LEASE_ENDS_S, FleetStage
+from netns_lab.fleet_topology import HOSTS, NODES, VERSIONS
 from netns_lab.scenario import fleet_scenario
 
 
@@ -35,7 +39,7 @@ def fleet_dies(stage: FleetStage) -> None:
     with stage.step("Its term ends"):
         stage.expect_soon("it holds nothing", lambda: stage.held_by(2) == 0, LEASE_ENDS_S)
         stage.expect_silence(2)
-        stage.expect_soon("others hold all slices but one", lambda: stage.free() <= 1, LEASE_ENDS_S)
+        stage.expect_soon("others hold all slices but one", stage.most_are_held, LEASE_ENDS_S)
         stage.expect_work(1, 3, 4, 5)
     with stage.step("It is started again"):
         fleet.revive(2)
@@ -69,30 +73,31 @@ def fleet_frozen(stage: FleetStage) -> None:
         fleet.freeze(4)
         stage.expect_soon("it holds nothing", lambda: stage.held_by(4) == 0, LEASE_ENDS_S)
         stage.expect_silence(4)
-        stage.expect_soon("others hold all slices but one", lambda: stage.free() <= 1, LEASE_ENDS_S)
+        stage.expect_soon("others hold all slices but one", stage.most_are_held, LEASE_ENDS_S)
     with stage.step("It goes on"):
         fleet.wake(4)
         stage.expect("it finds that its slices are lost", fleet.agents[4].wait_for("lost", told)["event"], "lost")
         stage.expect_work()
 
 
-@fleet_scenario("fleet-etcd-node-lost", "one etcd node of three is lost: no slice is, and flows go on")
+@fleet_scenario("fleet-etcd-node-lost", "one etcd node of three is lost, each in turn: no slice is, and no packet")
 def fleet_etcd_node_lost(stage: FleetStage) -> None:
-    """Agents ask the next endpoint."""
+    """Agents ask the next endpoint; one of the three nodes is the leader."""
     fleet = stage.fleet
-    with stage.step("etcd1 is killed"):
-        told = {host: len(agent.deeds()) for host, agent in fleet.agents.items()}
-        fleet.traffic.reset_counts()
-        fleet.node(1).kill()
-        fleet.watch_for(6)
-        lost = [deed for host, agent in fleet.agents.items() for deed in agent.deeds()[told[host] :] if _is_loss(deed)]
-        stage.expect("slices lost", len(lost), 0)
-        stage.say(f"short flows without an answer: {fleet.traffic.lost()}")
-        stage.expect_work()
-    with stage.step("It comes back"):
-        fleet.node(1).start()
-        fleet.node(1).wait()
-        stage.expect_work()
+    for node in NODES:
+        with stage.step(f"etcd{node} is killed"):
+            stage.expect_answers()
+            told = {host: len(agent.deeds()) for host, agent in fleet.agents.items()}
+            began = time.time()
+            fleet.node(node).kill()
+            fleet.watch_for(TTL_S + 1)
+            deeds = [deed for host, agent in fleet.agents.items() for deed in agent.deeds()[told[host] :]]
+            stage.expect("slices lost", sum(deed["event"] == "lost" for deed in deeds), 0)
+            stage.expect("flows and datagrams without an answer", len(fleet.traffic.lost(began)), 0)
+        with stage.step("It comes back"):
+            fleet.node(node).start()
+            fleet.node(node).wait()
+            stage.expect_work()
 
 
 @fleet_scenario("fleet-majority-lost", "etcd loses its majority: flows go on to the end of the terms, and no longer")
@@ -102,7 +107,7 @@ def fleet_majority_lost(stage: FleetStage) -> None:
     with stage.step("Two of three etcd nodes are killed"):
         fleet.lose_majority([1, 2])
         stage.expect_traffic(1, 2, 3, 4, 5)
-        refusal = fleet.natctl(1, "pool", "acquire", POOL, "--host", "another")
+        refusal = fleet.natctl(1, "pool", "acquire", POOLS[4], "--host", "another")
         stage.expect("exit code of natctl pool acquire", refusal.exit_code, EXIT_FAILED)
         stage.say(refusal.stderr.strip())
         stage.expect("it says why", "no endpoint of etcd could answer" in refusal.stderr)
@@ -116,11 +121,11 @@ def fleet_majority_lost(stage: FleetStage) -> None:
 
 @fleet_scenario("fleet-exhausted", "who wants a slice where all are held is told so, and gets the next that is free")
 def fleet_exhausted(stage: FleetStage) -> None:
-    """Ten slices are wanted, and there are nine."""
+    """Ten slices of IPv4 are wanted, and there are nine."""
     fleet = stage.fleet
     with stage.step("All slices are held"):
-        stage.expect_soon("none is free", lambda: stage.free() == 0)
-        (waiting,) = [host for host in fleet.hosts if stage.held_by(host) == 1]
+        stage.expect_soon("none is free", lambda: stage.free(4) == 0)
+        (waiting,) = [host for host in fleet.hosts if stage.held_by(host, 4) == 1]
         agent = fleet.agents[waiting]
         refused = agent.wait_for("refused", len(agent.deeds()))
         stage.say(f"host{waiting} is told: {refused['detail']}")
@@ -129,11 +134,27 @@ def fleet_exhausted(stage: FleetStage) -> None:
     leaving = waiting % len(fleet.hosts) + 1
     with stage.step(f"host{leaving} leaves"):
         fleet.dismiss(leaving)
-        stage.expect_soon(f"host{waiting} holds two slices", lambda: stage.held_by(waiting) == 2)
+        stage.expect_soon(f"host{waiting} holds two slices", lambda: stage.held_by(waiting, 4) == MOST_HELD)
     with stage.step(f"host{leaving} joins"):
         fleet.employ(leaving)
         stage.expect_work()
 
 
-def _is_loss(deed: dict[str, object]) -> bool:
-    return deed["event"] == "lost"
+@fleet_scenario("fleet-transfer", "a slice is handed over to another host, and its flows go on there")
+def fleet_transfer(stage: FleetStage) -> None:
+    """Both agents live, and the clients are sent by the other host once it has the slice."""
+    for version in VERSIONS:
+        giver = next(host for host in HOSTS if stage.held_by(host, version) == MOST_HELD)
+        with stage.step(f"host{giver} hands a slice of IPv{version} over"):
+            stage.expect_answers()
+            _hand_over(stage, giver, version)
+            stage.expect_work()
+
+
+def _hand_over(stage: FleetStage, giver: int, version: int) -> None:
+    transfer = stage.fleet.hand_over(giver, version)
+    stage.expect_soon("the command ends", lambda: bool(transfer.outcome))
+    stage.say(transfer.outcome)
+    stage.expect("flows that stay, and went along", len(transfer.flows), PortRange(1, 10))
+    stage.expect_soon("each of them is answered by its new host", lambda: transfer.unanswered() == 0)
+    stage.expect("none of them has ended", not any(flow.ended for flow in transfer.flows))

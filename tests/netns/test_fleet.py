@@ -51,9 +51,10 @@ def test_nothing_is_used_twice_whatever_fails(fleet: Fleet, capfd: pytest.Captur
     chance, known = Random(SEED), len(fleet.judge.breaches)
     assert fleet.wait_for_work() == []
     for number in range(1, ROUNDS + 1):
-        faults = draw_round(chance)
+        faults, transfers = draw_round(chance), len(fleet.transfers)
         play_round(fleet, faults)
         told = [f"{time.strftime('%H:%M:%S')} seed {SEED} round {number}: {'; '.join(map(str, faults))}"]
+        told += [f"  {transfer}" for transfer in fleet.transfers[transfers:]]
         if number % RECOVERY_EVERY == 0 or number == ROUNDS:
             began = time.monotonic()
             assert fleet.wait_for_work() == [], (SEED, number, fleet.account())
@@ -62,7 +63,8 @@ def test_nothing_is_used_twice_whatever_fails(fleet: Fleet, capfd: pytest.Captur
         known = len(fleet.judge.breaches)
         with capfd.disabled():
             print("\n".join(told), flush=True)
-    fleet.watch_for(4)
+        assert len(faults) > 1 or not any(transfer.lost for transfer in fleet.transfers[transfers:]), (SEED, number)
+    fleet.hear_out()
     assert fleet.judge.breaches == []
     assert all(fleet.judge.packets[f"host{number}"] for number in fleet.hosts)
 
@@ -77,5 +79,7 @@ def test_the_judge_sees_what_is_used_without_a_fence(fleet: Fleet) -> None:
         assert time.monotonic() < end, [str(breach) for breach in fleet.judge.breaches[:5]]
         fleet.watch_for(1)
     assert {breach.use.host for breach in fleet.judge.breaches if "has to rest" not in breach.why} == {"host1"}
+    versions = {6 if ":" in breach.use.port.address else 4 for breach in fleet.judge.breaches}
+    assert versions == {4, 6}
     fleet.wake(1)
     assert fleet.wait_for_work() == []
