@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,14 @@ from nat_rewriter.cli.env import Env, common_options
 from nat_rewriter.cli.pool_words import host_name
 from nat_rewriter.cli.service import Service, stop_signals
 from nat_rewriter.cli.state import log_of, state_option, warn
-from nat_rewriter.errors import EXIT_DONE, NatctlError
+from nat_rewriter.errors import EXIT_DONE, NatctlError, StateError
 
 if TYPE_CHECKING:
     from nat_rewriter.controller.agent import Agent
     from nat_rewriter.controller.inbound import InboundKeeper
     from nat_rewriter.model.generations import Configuration
     from nat_rewriter.model.pools import Deed
+    from nat_rewriter.pool import PoolStore
 
 _AGAIN_S = 0.25  # after what failed
 
@@ -64,6 +66,7 @@ def agent(env: Env, host: str, give_back: bool, state: Path | None) -> int:
         stack.callback(inbound.close)
         running.begin()
         inbound.begin()
+        threading.Thread(target=_warn_of_faults, args=(store,), name="natctl-faults", daemon=True).start()
         _run(running, inbound, service, stopped)
         if give_back:
             running.give_back()
@@ -89,6 +92,13 @@ def _run(running: Agent, inbound: InboundKeeper, service: Service, stopped: Call
         except NatctlError as error:
             warn(str(error))
         time.sleep(pause_s)
+
+
+def _warn_of_faults(store: PoolStore) -> None:
+    """Say what is known to be wrong with the store, where it answers; in a thread, since it may not."""
+    with suppress(StateError):
+        for fault in store.known_faults():
+            warn(fault)
 
 
 def _until(stopped: Callable[[], bool]) -> Iterator[float]:

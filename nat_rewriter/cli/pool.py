@@ -14,11 +14,13 @@ from nat_rewriter.cli.pool_words import (
     host_name,
     host_option,
     named_pool,
+    note_quarantines,
     print_held,
     print_holdings,
     read_block,
     with_store,
 )
+from nat_rewriter.cli.state import warn
 from nat_rewriter.errors import EXIT_DONE, EXIT_FOUND, UsageError
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ def init(env: Env, store: PoolStore) -> int:
     for each in pools:
         words = "entered" if store.define(each) else "there already"
         env.note(f"{each.name}: {words}")
+    for fault in store.known_faults():
+        warn(fault)
     return EXIT_DONE
 
 
@@ -88,7 +92,9 @@ def show(env: Env, store: PoolStore, name: str | None) -> int:
     wanted = {each.name: each for each in env.policy().pools}
     differs = False
     for each in (named_pool(store, name),) if name else store.pools():
-        _print_pool(env, each, store.holdings(each.name))
+        held = store.holdings(each.name)
+        _print_pool(env, each, held)
+        note_quarantines(env, held)
         if wanted.get(each.name, each) != each:
             env.note(f"{each.name}: the configuration has other terms than the store: natctl pool init enters them")
             differs = True

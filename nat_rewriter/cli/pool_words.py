@@ -68,13 +68,22 @@ def read_block(found: Pool, text: str) -> Block:
 
 
 def print_held(env: Env, found: Pool, held: Sequence[Holding], *, toml: bool) -> None:
-    """Print what a host holds, as it is or as a configuration has it."""
+    """Print what a host holds, as it is; or, as a configuration has it, what of that it may use."""
     from nat_rewriter.report.pools import slice_text
 
     if toml:
-        click.echo("\n".join(slice_text(found.slice_of(each.block)) for each in held), nl=False)
+        usable = [found.slice_of(each.block) for each in held if not each.quarantine_s]
+        click.echo("\n".join(map(slice_text, usable)), nl=False)
     else:
         print_holdings(env, found, held)
+    note_quarantines(env, held)
+
+
+def note_quarantines(env: Env, held: Iterable[Holding]) -> None:
+    """Say of slices that are held and not to be used yet why that is."""
+    if count := sum(bool(each.quarantine_s) for each in held):
+        reason = "the last holder has not given it back, and may be using it until its quarantine ends"
+        env.note(f"{count} held and not to be used yet: {reason}")
 
 
 def print_holdings(env: Env, found: Pool, held: Iterable[Holding]) -> None:

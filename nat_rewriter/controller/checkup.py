@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 
 from nat_rewriter.controller.observation import read_host_settings
+from nat_rewriter.controller.pool_checks import check_store
 from nat_rewriter.controller.routing_checks import check_route
 from nat_rewriter.detect import HostSettings, Observation, SliceIndex
 from nat_rewriter.detect.host import find_ephemeral_overlap
@@ -45,6 +46,8 @@ def check_policy(policy: Policy) -> Iterator[Check]:
         yield check_foreign_binds(policy)
     if policy.route is not None:
         yield from check_route(policy)
+    if policy.pools and policy.store.kind == "etcd":
+        yield check_store(policy.store)
 
 
 def verdict(checks: Iterable[Check]) -> Weight | None:

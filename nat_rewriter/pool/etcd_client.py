@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,6 +101,14 @@ class EtcdClient:
     def left_s(self, lease: int) -> int:
         """Return the seconds that a lease has left."""
         return max(0, int(self._ask("lease/timetolive", {"ID": lease}).get("TTL", 0)))  # left out where it is 0
+
+    def versions(self) -> dict[str, str]:
+        """Return which etcd each endpoint is, of those that answer."""
+        found: dict[str, str] = {}
+        for endpoint in self._endpoints:
+            with suppress(OSError):
+                found[endpoint.name] = endpoint.version()
+        return found
 
     def watch(self, keys: Request, since: int) -> Iterator[list[Event]]:
         """Yield what becomes of the keys of a range after a revision, in its order; ends when it is closed.

@@ -67,6 +67,17 @@ class Endpoint:
         self._connection.sock.settimeout(None)
         return response
 
+    def version(self) -> str:
+        """Return which etcd answers here, over a connection of its own. Raises OSError where none does."""
+        asking = self.another()._connection
+        try:
+            asking.request("GET", "/version")
+            return str(json.loads(asking.getresponse().read())["etcdserver"])
+        except (HTTPException, ValueError, LookupError, TypeError) as error:
+            raise ConnectionError(f"no etcd: {error!r}") from error
+        finally:
+            asking.close()
+
     def _answer(self, path: str, content: bytes, token: str) -> dict[str, Any]:
         kept_open = self._connection.sock is not None
         try:

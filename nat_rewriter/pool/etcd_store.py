@@ -31,6 +31,7 @@ from nat_rewriter.model.moves import Move
 from nat_rewriter.model.pools import Block, Change, Holding, Pool, StoreAddress
 from nat_rewriter.pool import etcd_requests as etcd
 from nat_rewriter.pool.etcd_client import EtcdClient, Found
+from nat_rewriter.pool.etcd_faults import ends_leases_early
 from nat_rewriter.pool.etcd_hosts import EtcdHosts
 from nat_rewriter.pool.etcd_leases import EtcdLeases
 from nat_rewriter.pool.etcd_moves import EtcdMoves
@@ -66,6 +67,10 @@ from nat_rewriter.pool.store import (
     unknown_pool,
 )
 
+_ENDS_EARLY = (
+    "etcd may end the terms of hosts early when a leader that stood still wakes, and flows with them "
+    "(etcd issue 15247, mended in 3.4.31 and 3.5.13): {}"
+)
 _LOOKS = 3  # at blocks here and there, before whole addresses are swept over
 _SWEPT = 8192  # blocks that one read sweeps over, address by address
 _SWEEPS = 4
@@ -82,7 +87,7 @@ class EtcdStore(PoolStore):
 
     def __init__(self, address: StoreAddress) -> None:
         self._client = EtcdClient(address)
-        self._prefix = address.prefix
+        self._address, self._prefix = address, address.prefix
         self.moves = EtcdMoves(self._client, self._prefix)
         self.hosts = EtcdHosts(self._client, self._prefix)
         self._leases = EtcdLeases(self._client)
@@ -91,6 +96,14 @@ class EtcdStore(PoolStore):
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+    def known_faults(self) -> list[str]:
+        """Return what is wrong with the endpoints' releases of etcd."""
+        versions = self._client.versions()
+        if not versions:
+            raise StateError("ask for versions", "no endpoint of etcd could answer", self._address)
+        faulty = [f"{name} is {version}" for name, version in versions.items() if ends_leases_early(version)]
+        return [_ENDS_EARLY.format(", ".join(faulty))] if faulty else []
 
     def define(self, pool: Pool) -> bool:
         """Enter a pool, or its new terms; tell whether that changed anything."""

@@ -78,6 +78,10 @@ class SqliteStore(PoolStore):
         """Close the file."""
         self._database.close()
 
+    def known_faults(self) -> list[str]:
+        """Return nothing: SQLite has none that matter here."""
+        return []
+
     def define(self, pool: Pool) -> bool:
         """Enter a pool, or its new terms; tell whether that changed anything."""
         with self._changing():

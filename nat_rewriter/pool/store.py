@@ -47,6 +47,10 @@ class PoolStore(ABC):
         self.close()
 
     @abstractmethod
+    def known_faults(self) -> list[str]:
+        """Return what is known to be wrong with the programs that keep the store, a sentence each."""
+
+    @abstractmethod
     def define(self, pool: Pool) -> bool:
         """Enter a pool, or its new terms; tell whether that changed anything. Raises what ``new_terms`` does."""
 

@@ -15,7 +15,11 @@ FREE, RESTING = "·", "~"
 
 
 def holding_object(pool: Pool, holding: Holding) -> dict[str, Any]:
-    """Return what is held as the `pool` commands print it; ``left_s``: until the term, or the rest, ends."""
+    """Return what is held as the `pool` commands print it; ``left_s``: until the term, or the rest, ends.
+
+    ``quarantine_s`` is there as long as it is not to be used yet.
+    """
+    quarantine = {"quarantine_s": round(holding.quarantine_s, 1)} if holding.quarantine_s else {}
     return {
         "pool": pool.name,
         "slice": pool.slice_of(holding.block).name,
@@ -25,13 +29,15 @@ def holding_object(pool: Pool, holding: Holding) -> dict[str, Any]:
         "state": _state(holding),
         "since": time_text(holding.since),
         "left_s": round(holding.left_s, 1),
+        **quarantine,
     }
 
 
 def holding_row(holding: Holding) -> tuple[str, ...]:
-    """Return what is held as a row under HOLDING_COLUMNS."""
+    """Return what is held as a row under HOLDING_COLUMNS; left is what is left of its state."""
     since = holding.since.strftime("%Y-%m-%d %H:%M:%S")
-    return str(holding.block), holding.host, _state(holding), since, f"{holding.left_s:.0f}s"
+    left_s = holding.quarantine_s or holding.left_s
+    return str(holding.block), holding.host, _state(holding), since, f"{left_s:.0f}s"
 
 
 def change_object(pool: str, change: Change) -> dict[str, Any]:
@@ -123,4 +129,6 @@ def slice_text(owned: Slice) -> str:
 
 
 def _state(holding: Holding) -> str:
+    if holding.quarantine_s:
+        return "quarantined"
     return "resting" if holding.resting else "held"

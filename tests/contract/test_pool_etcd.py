@@ -19,6 +19,7 @@ from nat_rewriter.model.slices import PortRange
 from nat_rewriter.pool import etcd_requests as etcd
 from nat_rewriter.pool import open_store
 from nat_rewriter.pool.etcd_client import EtcdClient
+from nat_rewriter.pool.etcd_faults import ends_leases_early
 from netns_lab.etcd_cluster import Cluster, etcd_server, loopback
 
 POOL = Pool("ams", (ip_address("198.51.100.10"),), PortRange(8192, 16383), 1024, ttl_s=60)
@@ -147,3 +148,31 @@ def test_a_watch(cluster: Cluster) -> None:
         member.kill()
     with pytest.raises(StateError, match=r"watch the store: .*no leader"):  # and is not just silent
         next(happened)
+
+
+@pytest.mark.parametrize(
+    ("version", "faulty"),
+    [
+        ("3.3.25", True), ("3.4.23", True), ("3.4.30", True), ("3.4.31", False), ("3.5.0-rc.1", True),
+        ("3.5.12", True), ("3.5.13", False), ("3.6.0-alpha.0", False), ("4.0.0", False), ("not decided", False),
+    ],
+)  # fmt: skip
+def test_releases_that_end_leases_early(version: str, faulty: bool) -> None:
+    assert ends_leases_early(version) is faulty
+
+
+def test_faults_of_the_endpoints_that_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with etcd_server(tmp_path) as port:
+        address = StoreAddress("etcd", endpoints=(("127.0.0.1", 1), ("127.0.0.1", port)))
+        client = EtcdClient(address)
+        told = subprocess.run(["etcd", "--version"], check=True, capture_output=True, text=True).stdout
+        assert client.versions() == {f"127.0.0.1:{port}": told.split()[2]}
+        client.close()
+    with open_store(address) as store:
+        with pytest.raises(StateError, match="no endpoint of etcd could answer"):
+            store.known_faults()
+        monkeypatch.setattr(EtcdClient, "versions", lambda _: {"a:1": "3.4.23", "b:1": "3.5.13"})
+        (fault,) = store.known_faults()
+        assert fault.endswith("(etcd issue 15247, mended in 3.4.31 and 3.5.13): a:1 is 3.4.23")
+        monkeypatch.setattr(EtcdClient, "versions", lambda _: {"a:1": "3.6.1"})
+        assert store.known_faults() == []

@@ -6,7 +6,9 @@ import io
 import json
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,6 +16,7 @@ from click.testing import CliRunner, Result
 from nat_rewriter.cli.main import natctl
 from nat_rewriter.config import read_policy
 from nat_rewriter.errors import NatctlError, StateError, UsageError
+from nat_rewriter.model.pools import Holding
 
 CONFIG = """version = 1
 [[pool]]
@@ -47,7 +50,7 @@ def pool(config: Path) -> Pool:
     return run
 
 
-def objects(result: Result) -> list[dict[str, object]]:
+def objects(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.output.splitlines()]
 
 
@@ -112,6 +115,27 @@ def test_a_person_sees_the_port_space(pool: Pool, config: Path) -> None:
     assert sorted(strips) == sorted("AA~" + "·" * 5)
     assert "2 held, 1 resting, 5 free; slices of 1024 ports" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_is_not_to_be_used_yet(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a store in etcd has it; SQLite's knows when terms have ended."""
+    from nat_rewriter.pool.sqlite_store import SqliteStore
+
+    holdings = SqliteStore.holdings
+
+    def in_quarantine(store: SqliteStore, name: str) -> list[Holding]:
+        return [replace(each, quarantine_s=12.0) for each in holdings(store, name)]
+
+    pool("acquire", "fleet", "--host", "a")
+    monkeypatch.setattr(SqliteStore, "holdings", in_quarantine)
+    line, note = pool("show").output.splitlines()
+    assert line.split("\t")[2::2] == ["quarantined", "12s"]
+    assert note.startswith("1 held and not to be used yet: the last holder has not given it back")
+    (shown,) = objects(pool("show", "--json", "-q"))
+    (held,) = shown["holdings"]
+    assert (held["state"], held["quarantine_s"], shown["slices"]["held"]) == ("quarantined", 12.0, 1)
+    monkeypatch.setattr(SqliteStore, "renew", lambda store, name, host: in_quarantine(store, name))
+    assert "[[slice]]" not in pool("renew", "fleet", "--host", "a", "--toml").output
 
 
 @pytest.mark.parametrize(
