@@ -80,17 +80,19 @@ class RunningAgent:
         """Return the last that it has complained of."""
         return self._warned.read_text()[-2000:] if self._warned.exists() else ""
 
-    def wait_for(self, event: str, after: int = 0, patience_s: float = 60.0) -> dict[str, Any]:
-        """Return the first deed of a kind after so many deeds. Raises NatctlError where it does not come."""
+    def wait_for(self, event: str, after: int = 0, patience_s: float = 60.0, count: int = 1) -> dict[str, Any]:
+        """Return the last of so many deeds of a kind after so many deeds. Raises NatctlError where it does not come."""
         found: list[dict[str, Any]] = []
 
         def there() -> bool:
             found[:] = [deed for deed in self.deeds()[after:] if deed["event"] == event]
-            return bool(found)
+            return len(found) >= count or self.ended()
 
-        if not wait_until(there, patience_s):
-            raise NatctlError("wait for agent", f"it told no {event} in {patience_s} s; {self.warnings()}", self.name)
-        return found[0]
+        wait_until(there, patience_s)
+        if len(found) < count:  # it has ended, or takes too long
+            told = f"it told {event} {len(found)} times in {patience_s} s, not {count} times"
+            raise NatctlError("wait for agent", f"{told}; {self.warnings()}", self.name)
+        return found[count - 1]
 
     def _family(self) -> list[int]:
         pid = self._running().pid

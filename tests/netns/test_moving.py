@@ -6,23 +6,25 @@ import json
 import os
 import random
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from moving import EGRESS, SERVER, SERVER_6, SOFT, SOFT_6, Flows, Pair, pair
+from waiting import wait_until
 
 from nat_rewriter.model.pools import Holding, StoreAddress
 from nat_rewriter.pool import PoolStore, open_store
 from netns_lab.etcd_cluster import Cluster, Place
-from netns_lab.host import end_process, round_trip
+from netns_lab.host import round_trip
+from netns_lab.running_agent import RunningAgent
 
 CONFIG = """version = 1
 [[pool]]
@@ -46,44 +48,6 @@ WEB = {SOFT: (SERVER, 443), SOFT_6: (SERVER_6, 443)}
 LONG = bool(os.environ.get("NATCTL_LONG"))
 
 
-class Agent:
-    """An agent on one of the hosts, and what it has told."""
-
-    def __init__(self, hosts: Pair, name: str, config: Path, directory: Path) -> None:
-        self._words = ["agent", "--json", "--host", name, "--config", str(config), "--state", str(directory / name)]
-        self._host, self._log = hosts.egress[name], directory / f"{name}.log"
-        self.start()
-
-    def start(self) -> None:
-        """Run it, or run it again."""
-        with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "nat_rewriter", *self._words]
-            self.process = self._host.popen(command, stdout=log, stderr=log)
-
-    def deeds(self) -> list[dict[str, Any]]:
-        """Return what it has told so far."""
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        return [json.loads(line) for line in lines if line.startswith("{")]
-
-    def until(self, event: str, count: int = 1) -> dict[str, Any]:
-        """Wait for an event, and return it."""
-        until(lambda: [each["event"] for each in self.deeds()].count(event) >= count, self.told)
-        return [each for each in self.deeds() if each["event"] == event][count - 1]
-
-    def told(self) -> str:
-        """Return all that it has told."""
-        return self._log.read_text()
-
-    def end(self) -> None:
-        """End it, however often it was started."""
-        end_process(self.process)
-
-    def kill(self) -> None:
-        """End it at once."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(30)
-
-
 class Fleet:
     """Two hosts with an agent each; the first of them holds the one slice that there is."""
 
@@ -92,15 +56,21 @@ class Fleet:
     ) -> None:
         self.hosts, self.address, self.directory = hosts, address, directory
         self.config = directory / "natctl.toml"
-        self.config.write_text(CONFIG.format(address=address, clients=CLIENTS[address], store=store, ttl_s=ttl_s))
+        text = CONFIG.format(address=address, clients=CLIENTS[address], store=store, ttl_s=ttl_s)
+        self.config.write_text(text)
         hosts.natctl("egress-a", "pool", "init", "--config", self.config)
         with hosts.server.enter():
             self.store: PoolStore = resources.enter_context(open_store(store))
             self.store.acquire("fleet", "egress-a", 1)
-        self.agents = {name: Agent(hosts, name, self.config, directory) for name in EGRESS}
+        self.agents: dict[str, RunningAgent] = {}
+        for name in EGRESS:
+            own = directory / f"{name}.toml"
+            own.write_text(text)
+            self.agents[name] = RunningAgent(hosts.egress[name], name, own)
+            self.agents[name].start()
+            resources.callback(self.agents[name].end)
         for agent in self.agents.values():
-            resources.callback(agent.end)
-            agent.until("applied")
+            agent.wait_for("applied")
 
     def transfer(
         self, *words: str, giver: str = "egress-a", taker: str = "egress-b"
@@ -151,13 +121,6 @@ def fleet(hosts: Pair, tmp_path: Path) -> Iterator[Make]:
         yield make
 
 
-def until(met: Callable[[], Any], told: Callable[[], str] = str, patience_s: float = 40.0) -> None:
-    end = time.monotonic() + patience_s
-    while not met():
-        assert time.monotonic() < end, told()
-        time.sleep(0.1)
-
-
 def seconds_between(before: dict[str, Any], after: dict[str, Any]) -> float:
     first, last = (float(each["time"][-10:-1]) for each in (before, after))
     return (last - first) % 60
@@ -176,7 +139,7 @@ def test_flows_go_along(fleet: Make, address: str, store: str) -> None:
     assert round_trip(own)
     flows.all_go_on()
     done = made.transfer("--json")
-    assert done.returncode == 0, done.stderr + made.agents["egress-a"].told() + made.agents["egress-b"].told()
+    assert done.returncode == 0, (done.stderr, *(agent.deeds() for agent in made.agents.values()))
     told = json.loads(done.stdout)
     made.hosts.go_by("egress-b")
     assert (told["flows"], told["sockets"], told["clashed"], told["left_out"]) == (count + 5, 1, 0, 0)
@@ -188,7 +151,7 @@ def test_flows_go_along(fleet: Make, address: str, store: str) -> None:
     fresh = made.hosts.client.tcp_connect(WEB[address])
     assert round_trip(fresh)
     assert made.holding().host == "egress-b"
-    gap_s = seconds_between(made.agents["egress-a"].until("closed"), made.agents["egress-b"].until("taken-over"))
+    gap_s = seconds_between(made.agents["egress-a"].wait_for("closed"), made.agents["egress-b"].wait_for("taken-over"))
     longest_s = max(flow.longest_s for flow in flows.flows)
     print(
         f"{count} flows over {address}, {store}: the slice stood still for {gap_s:.3f} s, the command took "
@@ -219,7 +182,7 @@ def test_a_taker_that_is_not_there_gets_nothing(fleet: Make) -> None:
     assert made.holding().host == "egress-a"
     flows.all_go_on()
     made.agents["egress-b"].start()
-    made.agents["egress-b"].until("applied", 2)
+    made.agents["egress-b"].wait_for("applied", count=2)
     assert made.transfer().returncode == 0
     flows.stop()
 
@@ -228,11 +191,11 @@ def test_a_giver_that_stands_still_gives_nothing(fleet: Make) -> None:
     made = fleet()
     flows = Flows(made.hosts.client, [WEB[SOFT]], 5)
     flows.all_go_on()  # by then the agent has finished its first step, and keeps nobody out of the store
-    made.agents["egress-a"].process.send_signal(signal.SIGSTOP)
+    made.agents["egress-a"].freeze()
     done = made.transfer("--wait", "4")
     assert "the agent of egress-a did not answer; nothing has changed" in done.stderr
     flows.all_go_on()
-    made.agents["egress-a"].process.send_signal(signal.SIGCONT)
+    made.agents["egress-a"].wake()
     time.sleep(1)
     assert made.holding().host == "egress-a"
     flows.all_go_on()
@@ -245,7 +208,7 @@ def test_what_is_refused(fleet: Make) -> None:
     assert "egress-b does not hold it" in made.transfer(giver="egress-b", taker="egress-c").stderr
     done = made.transfer("--no-flows", taker="egress-c")
     assert done.returncode == 0
-    made.agents["egress-a"].until("lost")
+    made.agents["egress-a"].wait_for("lost")
 
 
 @pytest.mark.parametrize("seed", range(40 if LONG else 2))
@@ -256,13 +219,13 @@ def test_agents_that_are_killed_in_the_middle(fleet: Make, seed: int) -> None:
     flows = Flows(made.hosts.client, [WEB[SOFT]], 10)
     victim = made.agents[EGRESS[seed % 2]]
     moving = made.start_transfer("--wait", "5")
-    until(made.store.moves.under_way)
+    wait_until(made.store.moves.under_way)
     time.sleep(chance.uniform(0, 0.8))
     victim.kill()
     time.sleep(chance.uniform(0, 0.5))
     victim.start()
     moving.communicate(timeout=60)
-    until(lambda: all(move.stage.is_last for move in made.store.moves.under_way()), victim.told)
+    wait_until(lambda: all(move.stage.is_last for move in made.store.moves.under_way()), "the end of the move")
     holder = made.holding()
     assert not holder.resting
     made.hosts.go_by(holder.host)
@@ -276,14 +239,14 @@ def test_a_store_that_falls_silent_in_the_middle(fleet: Make) -> None:
     giver = made.agents["egress-a"]
     with sqlite3.connect(made.directory / "pools", isolation_level=None) as database:
         moving = made.start_transfer()
-        until(lambda: "closed" in giver.told() or made.store.moves.under_way())
+        wait_until(lambda: "closed" in map(itemgetter("event"), giver.deeds()) or made.store.moves.under_way())
         with suppress(sqlite3.OperationalError):
             database.execute("BEGIN IMMEDIATE")
             time.sleep(5)
             database.execute("ROLLBACK")
         moving.communicate(timeout=60)
-    until(lambda: all(move.stage.is_last for move in made.store.moves.under_way()), giver.told)
-    until(lambda: made.agents[made.holding().host].process.poll() is None)
+    wait_until(lambda: all(move.stage.is_last for move in made.store.moves.under_way()), "the end of the move")
+    assert not made.agents[made.holding().host].ended()
     made.hosts.go_by(made.holding().host)
     flows.all_go_on()
     flows.stop()
@@ -299,13 +262,13 @@ def test_by_hand(fleet: Make) -> None:
     )
     path = made.directory / "by-hand.toml"
     path.write_text(made.config.read_text() + "\n" + held.stdout)
-    state = ("--state", made.directory / "egress-a")
+    state = ("--state", made.directory / "egress-a.state")
     made.hosts.natctl("egress-a", "apply", "--config", made.config, *state)
     listed = made.hosts.natctl("egress-a", "flows", "--slice", f"fleet.{SOFT}.9216", "--json", "--config", path)
-    made.hosts.natctl("egress-b", "remove", "--config", path, "--state", made.directory / "egress-b")
+    made.hosts.natctl("egress-b", "remove", "--config", path, "--state", made.directory / "egress-b.state")
     taken = made.hosts.natctl("egress-b", "pool", "accept", "--config", path, input=listed.stdout)
     assert taken.stdout == "20 taken, 0 sockets, 0 clashed\n"
-    made.hosts.natctl("egress-b", "apply", "--config", path, "--state", made.directory / "egress-b")
+    made.hosts.natctl("egress-b", "apply", "--config", path, "--state", made.directory / "egress-b.state")
     made.hosts.go_by("egress-b")
     flows.all_go_on()
     flows.stop()
