@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,9 +90,10 @@ def apply(env: Env, **options: Any) -> int:
     --confirmed, keeps it; --rollback takes it back at once.
 
     --sysctls adds the ports that are for rewriting to net.ipv4.ip_local_reserved_ports, so that no socket is given one
-    unasked, and switches on net.ipv4.ip_forward and net.ipv6.conf.all.forwarding where rules rewrite packets of that
-    family. (An interface that has its IPv6 address from router advertisements then needs accept_ra = 2.) natctl remove
-    gives back what they were, unless somebody has changed them since.
+    unasked, or moves net.ipv4.ip_local_port_range where hardly any would be left to give. It switches on
+    net.ipv4.ip_forward and net.ipv6.conf.all.forwarding where rules rewrite packets of that family. (An interface that
+    has its IPv6 address from router advertisements then needs accept_ra = 2.) natctl remove gives back what they were,
+    unless somebody has changed them since.
     """
     return _apply(env, ApplyOptions(**options))
 
@@ -169,15 +171,17 @@ def _apply(env: Env, options: ApplyOptions) -> int:
 
 def _apply_edit(env: Env, options: ApplyOptions) -> bool:
     """Apply what was edited since the configuration in force, without reading the rest; False where that needs more."""
-    from nat_rewriter.controller.edit import apply_edit
+    from nat_rewriter.controller.edit import Editor
 
     if env.config_path == "-" or (log := known_log(options.state)) is None:
         return False
-    edited = apply_edit(read_bytes(Path(env.config_path)), env.config_path, log, warn, options.wait_s)
-    if edited is None:
-        return False
-    if not env.quiet:
-        click.echo(_line(log.place.table, "update" if edited.sets else "none", edited.sets))
+    with closing(Editor(log, warn)) as editor:
+        edited = editor.apply(read_bytes(Path(env.config_path)), env.config_path, options.wait_s)
+        if edited is None:
+            return False
+        if not env.quiet:
+            click.echo(_line(log.place.table, "update" if edited.sets else "none", edited.sets))
+        editor.settle()
     return True
 
 
@@ -190,7 +194,7 @@ def _apply_at_once(env: Env, configuration: Configuration, log: GenerationLog, w
 def _set_sysctls(env: Env, configuration: Configuration, log: GenerationLog) -> None:
     from nat_rewriter.controller.sysctls import set_sysctls
 
-    for setting in set_sysctls(configuration.policy, log.place):
+    for setting in set_sysctls(configuration.policy, log.place, warn):
         env.note(f"{setting.name} = {setting.set} (before: {setting.before or 'empty'})")
 
 

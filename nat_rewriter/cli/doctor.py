@@ -71,7 +71,8 @@ def _summarise(env: Env, checks: Sequence[Check]) -> None:
     from nat_rewriter.model.checkup import Answer, Weight
 
     worst = verdict(checks)
-    names = ", ".join(check.name for check in checks if check.answer is Answer.NO and check.weight is worst)
+    missing = (check.name for check in checks if check.answer is Answer.NO and check.weight is worst)
+    names = ", ".join(dict.fromkeys(missing))
     if worst is Weight.REQUIRED:
         click.echo(f"natctl: doctor: cannot work here without: {names}", err=True)
     elif worst is Weight.RECOMMENDED:

@@ -75,6 +75,9 @@ def _read_controller(section: Section) -> Controller:
         srcnat_priority=section.one(
             "srcnat_priority", values.integer(FIRST_PRIORITY, LAST_PRIORITY, 100), usual.srcnat_priority
         ),
+        dstnat_priority=section.one(
+            "dstnat_priority", values.integer(FIRST_PRIORITY + 1, LAST_PRIORITY, -100), usual.dstnat_priority
+        ),
         local_mark=section.one("local_mark", values.bit, usual.local_mark),
     )
     timeouts = _read_timeouts(section)

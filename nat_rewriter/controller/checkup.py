@@ -5,26 +5,21 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Iterator
 
+from nat_rewriter.controller.conntrack_checks import check_table_size, check_timeouts
+from nat_rewriter.controller.nat_order import check_earlier_nat
 from nat_rewriter.controller.observation import read_host_settings
 from nat_rewriter.controller.pool_checks import check_store
+from nat_rewriter.controller.port_checks import check_ephemeral_ports, check_foreign_binds
 from nat_rewriter.controller.routing_checks import check_route
-from nat_rewriter.detect import HostSettings, Observation, SliceIndex
-from nat_rewriter.detect.host import find_ephemeral_overlap
-from nat_rewriter.detect.sockets import find_foreign_bind
 from nat_rewriter.errors import NatctlError, UnsupportedFeature
-from nat_rewriter.kernel.features import has_capability, list_features, list_privileges
+from nat_rewriter.kernel.features import list_features, list_privileges
 from nat_rewriter.kernel.nft import KernelNft
-from nat_rewriter.kernel.nft_chains import BaseChain, list_base_chains, list_legacy_nat_tables
-from nat_rewriter.kernel.sockets import list_sockets
 from nat_rewriter.kernel.sysctls import read_sysctl
 from nat_rewriter.model.checkup import Answer, Check, Weight
-from nat_rewriter.model.findings import Finding
-from nat_rewriter.model.policy import Coexist, Controller, Policy
+from nat_rewriter.model.policy import Coexist, Policy
 from nat_rewriter.model.slices import Address, Slice
 from nat_rewriter.render import render
 
-DSTNAT_PRIORITY = -100
-ALMOST_FULL = 0.9
 _YES, _NO, _UNKNOWN = Answer.YES, Answer.NO, Answer.UNKNOWN
 
 
@@ -40,10 +35,11 @@ def check_policy(policy: Policy) -> Iterator[Check]:
     """Yield what the slices of a configuration need of this host."""
     yield check_ruleset(policy)
     yield check_table_size(policy)
-    yield from check_ephemeral_ports(policy, read_host_settings())
+    yield check_timeouts(policy)
+    yield check_ephemeral_ports(policy, read_host_settings())
     yield from check_addresses(policy.slices)
     if policy.controller.coexist is Coexist.SPLIT:
-        yield check_foreign_binds(policy)
+        yield from check_foreign_binds(policy)
     if policy.route is not None:
         yield from check_route(policy)
     if policy.pools and policy.store.kind == "etcd":
@@ -84,42 +80,6 @@ def _sysctl(name: str, sysctl: str, wanted: str, weight: Weight, purpose: str, a
     return Check(name, _NO, weight, purpose, found, f"sysctl -w {sysctl}={wanted}")
 
 
-def check_earlier_nat(policy: Policy | None) -> Check:
-    """Check that no other table rewrites packets before natctl's own sees them."""
-    name, purpose = "first-to-rewrite", "[[snat]] and [[dnat]]: a packet is rewritten once, by the first chain"
-    controller = policy.controller if policy else Controller()
-    if not has_capability("CAP_NET_ADMIN"):
-        return Check(name, _UNKNOWN, Weight.RECOMMENDED, purpose, "listing chains needs CAP_NET_ADMIN")
-    try:
-        earlier = earlier_chains(list_base_chains(), controller)
-    except NatctlError as error:
-        return Check(name, _UNKNOWN, Weight.RECOMMENDED, purpose, str(error))
-    found = [
-        f"table {chain.family} {chain.table} chain {chain.name} ({chain.hook}, {chain.priority})" for chain in earlier
-    ]
-    if controller.srcnat_priority >= 100:
-        found += [f"iptables-legacy table nat ({family})" for family in list_legacy_nat_tables()]
-    if not found:
-        return Check(name, _YES, Weight.RECOMMENDED, purpose, "no other chain rewrites packets first")
-    least = min((chain.priority for chain in earlier if chain.hook == "postrouting"), default=100)
-    remedy = f"srcnat_priority = {least - 1} in [controller], or let those chains leave natctl's packets alone"
-    return Check(name, _NO, Weight.RECOMMENDED, purpose, f"these rewrite first: {', '.join(found)}", remedy)
-
-
-def earlier_chains(chains: Iterable[BaseChain], controller: Controller) -> list[BaseChain]:
-    """Return the chains of other tables that rewrite packets no later than natctl's.
-
-    Chains of one priority are called in the order of their registration, which is anyone's.
-    """
-    own = {"postrouting": controller.srcnat_priority, "prerouting": DSTNAT_PRIORITY}
-    return [
-        chain
-        for chain in chains
-        if chain.type == "nat" and chain.hook in own and chain.priority <= own[chain.hook]
-        if (chain.family, chain.table) != ("inet", controller.table)
-    ]
-
-
 def check_ruleset(policy: Policy) -> Check:
     """Check that this kernel and nft take the rules of the configuration."""
     name, purpose = "ruleset", "apply: the rules that this configuration means"
@@ -132,40 +92,6 @@ def check_ruleset(policy: Policy) -> Check:
     except (NatctlError, OSError) as error:
         return Check(name, _NO, Weight.REQUIRED, purpose, str(error), "natctl render | nft -c -f -")
     return Check(name, _YES, Weight.REQUIRED, purpose, "loads")
-
-
-def check_table_size(policy: Policy) -> Check:
-    """Check that the conntrack table holds a flow for every port of the slices, and is not almost full."""
-    name, purpose, sysctl = "conntrack-size", "a flow on every port of the slices", "net.netfilter.nf_conntrack_max"
-    most, now = read_sysctl(sysctl), read_sysctl("net.netfilter.nf_conntrack_count")
-    if most is None or now is None:
-        return Check(name, _UNKNOWN, Weight.RECOMMENDED, purpose, "conntrack is not loaded yet: apply loads it")
-    ports = sum(len(ports) * len(each.protocols) for each in policy.slices for ports in each.ranges)
-    found = f"{now} of {most} entries, {ports} ports and echo ids in slices"
-    if int(now) < ALMOST_FULL * int(most) and ports <= int(most):
-        return Check(name, _YES, Weight.RECOMMENDED, purpose, found)
-    enough = 2 * max(int(most), ports)
-    return Check(name, _NO, Weight.RECOMMENDED, purpose, found, f"sysctl -w {sysctl}={enough}")
-
-
-def check_ephemeral_ports(policy: Policy, host: HostSettings) -> Iterator[Check]:
-    """Yield for each slice whether the kernel may give its ports to any socket that asks for none."""
-    purpose = "ports of a slice go to those alone who ask for them"
-    observation = Observation(SliceIndex(policy.slices), coexist=policy.controller.coexist, host=host)
-    overlaps = {finding.slice: finding for finding in find_ephemeral_overlap(observation)}
-    for each in policy.slices:
-        if finding := overlaps.get(each.name):
-            remedy = reserve_command(host, finding.extra["ports"])
-            yield Check("ephemeral-ports", _NO, Weight.RECOMMENDED, purpose, finding.message, remedy, each.name)
-        else:
-            found = f"none in ip_local_port_range ({host.ephemeral}) that is not reserved"
-            yield Check("ephemeral-ports", _YES, Weight.RECOMMENDED, purpose, found, subject=each.name)
-
-
-def reserve_command(host: HostSettings, ports: Iterable[str]) -> str:
-    """Return the command that reserves ports besides those that are reserved already."""
-    reserved = ",".join([*map(str, host.reserved), *ports])
-    return f"sysctl -w net.ipv4.ip_local_reserved_ports={reserved}"
 
 
 def check_addresses(slices: Iterable[Slice]) -> Iterator[Check]:
@@ -190,17 +116,3 @@ def _bind_and_close(address: Address) -> None:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as trial:
         trial.bind((str(address), 0))
-
-
-def check_foreign_binds(policy: Policy) -> Check:
-    """Check that no socket sits on ports that a split slice keeps for rewriting."""
-    name, purpose = "foreign-binds", 'coexist = "split": ports for rewriting are free of sockets'
-    try:
-        observation = Observation(SliceIndex(policy.slices), sockets=list_sockets(), coexist=Coexist.SPLIT)
-    except NatctlError as error:
-        return Check(name, _UNKNOWN, Weight.RECOMMENDED, purpose, str(error))
-    found: list[Finding] = find_foreign_bind(observation)
-    if not found:
-        return Check(name, _YES, Weight.RECOMMENDED, purpose, "no socket is bound to them")
-    messages = " ".join(finding.message for finding in found[:3])
-    return Check(name, _NO, Weight.RECOMMENDED, purpose, messages, found[0].remedy)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nat_rewriter.controller.generations import Warn
+from nat_rewriter.controller.socket_ports import RANGE, RESERVED, keep_apart, rewritten_ports
 from nat_rewriter.errors import StateError
 from nat_rewriter.kernel import store
-from nat_rewriter.kernel.sysctls import parse_ports, read_sysctl, write_sysctl
+from nat_rewriter.kernel.sysctls import parse_ports, parse_range, read_sysctl, write_sysctl
 from nat_rewriter.model.generations import Place
 from nat_rewriter.model.policy import Policy
-from nat_rewriter.model.slices import PortRange, Protocol, merge_ranges, subtract_ranges
+from nat_rewriter.model.slices import PortRange, merge_ranges, subtract_ranges
 
-RESERVED = "net.ipv4.ip_local_reserved_ports"
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 _FILE = "sysctls.json"
 
@@ -30,14 +31,14 @@ class Setting:
     set: str
 
 
-def set_sysctls(policy: Policy, place: Place) -> list[Setting]:
+def set_sysctls(policy: Policy, place: Place, warn: Warn) -> list[Setting]:
     """Set what the policy needs, and give back what only an earlier one needed; return what is set by natctl now.
 
     Values before are kept first: raises StateError, with nothing set, where they cannot be. Raises KernelError where
     the kernel refuses a value.
     """
     kept = _read(place)
-    wanted = {one.name: one for one in wanted_settings(policy, kept, read_sysctl)}
+    wanted = {one.name: one for one in wanted_settings(policy, kept, read_sysctl, warn)}
     _write(place, wanted.values())
     for name in kept.keys() - wanted.keys():
         _give_back(kept[name])
@@ -55,30 +56,31 @@ def restore_sysctls(place: Place) -> list[Setting]:
     return changed
 
 
-def wanted_settings(policy: Policy, kept: Mapping[str, Setting], read: Reader) -> Iterator[Setting]:
+def wanted_settings(policy: Policy, kept: Mapping[str, Setting], read: Reader, warn: Warn) -> Iterator[Setting]:
     """Yield the settings that a policy needs and that are not so by themselves."""
-    ports = _rewritten_ports(policy)
-    if ports and (now := read(RESERVED)) is not None:
-        before = _ports_before(now, kept.get(RESERVED))
-        together = merge_ranges((*parse_ports(before), *ports))
-        if together != merge_ranges(parse_ports(before)):
-            yield Setting(RESERVED, before, ",".join(map(str, together)))
+    yield from _ports_apart(rewritten_ports(policy.slices), kept, read, warn)
     for family in _forwarded_families(policy):
         name = FORWARDING[family]
         current = read(name)
-        by_itself = kept[name].before if name in kept and current == kept[name].set else current
-        if by_itself == "0":
+        if current is not None and (by_itself := _before(current, kept.get(name))) == "0":
             yield Setting(name, by_itself, "1")
 
 
-def _rewritten_ports(policy: Policy) -> list[PortRange]:
-    """Return the ports that packet rewriting uses: no socket is to be given one of them unasked."""
-    return [
-        ports
-        for owned in policy.slices
-        if {Protocol.TCP, Protocol.UDP} & set(owned.protocols)
-        for ports in owned.rewrite_ranges
-    ]
+def _ports_apart(taken: list[PortRange], kept: Mapping[str, Setting], read: Reader, warn: Warn) -> Iterator[Setting]:
+    """Yield what keeps taken ports from being given to sockets, unless it is so by itself."""
+    reserved, given = read(RESERVED), read(RANGE)
+    if not taken or reserved is None or given is None:
+        return
+    before = {RESERVED: _ports_before(reserved, kept.get(RESERVED)), RANGE: _before(given, kept.get(RANGE))}
+    apart = keep_apart(parse_range(before[RANGE]), parse_ports(before[RESERVED]), taken)
+    if apart is None:
+        warn(f"{RESERVED} is left as it is: with all ports of slices in it, sockets of this host would get none")
+    elif apart.value != before[apart.sysctl]:
+        yield Setting(apart.sysctl, before[apart.sysctl], apart.value)
+
+
+def _before(now: str, kept: Setting | None) -> str:
+    return kept.before if kept and now == kept.set else now
 
 
 def _ports_before(now: str, kept: Setting | None) -> str:

@@ -24,6 +24,11 @@ def read_sysctl(name: str) -> str | None:
         return None
 
 
+def is_writable(name: str) -> bool:
+    """Tell whether this process may set a sysctl: those of the whole host are for reading in other namespaces."""
+    return os.access(_path(name), os.W_OK)
+
+
 def write_sysctl(name: str, value: str) -> None:
     """Set a sysctl given with dots. Raises PermissionNeeded, or KernelError with what the kernel answered."""
     doing = f"set sysctl {name}"
@@ -58,12 +63,17 @@ def _parts(value: str) -> Iterator[str]:
 def get_ephemeral_ports() -> PortRange | None:
     """Return the ports that the kernel picks from for sockets that ask for none: ip_local_port_range."""
     value = read_sysctl("net.ipv4.ip_local_port_range")
-    return PortRange(*map(int, value.split())) if value else None
+    return parse_range(value) if value else None
 
 
 def list_reserved_ports() -> tuple[PortRange, ...]:
     """Return the ports that the kernel never picks by itself: ip_local_reserved_ports."""
     return parse_ports(read_sysctl("net.ipv4.ip_local_reserved_ports") or "")
+
+
+def parse_range(value: str) -> PortRange:
+    """Return the range of ports that the kernel writes as two numbers."""
+    return PortRange(*map(int, value.split()))
 
 
 def parse_ports(value: str) -> tuple[PortRange, ...]:

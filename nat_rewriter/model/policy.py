@@ -83,6 +83,7 @@ class Controller:
     coexist: Coexist = Coexist.CONFINE
     guard: Guard = Guard.DROP
     srcnat_priority: int = 100
+    dstnat_priority: int = -100
     timeouts: Timeouts | None = None
     local_mark: int = 0
 

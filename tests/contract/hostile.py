@@ -53,8 +53,8 @@ _values = (
 )
 KEYS = """
     version controller slice snat dnat pool store route proxy timeouts table coexist guard srcnat_priority name address
-    ports psid protocols socket_ports iifname oifname source destination mark slices spread exclude exclude_source
-    timestamps to tcp_close
+    dstnat_priority ports psid protocols socket_ports iifname oifname source destination mark slices spread exclude
+    exclude_source timestamps to tcp_close
 """
 _keys = st.sampled_from(KEYS.split())
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from nat_rewriter.controller.checkup import check_table_size, earlier_chains, verdict
+from nat_rewriter.controller.checkup import verdict
+from nat_rewriter.controller.conntrack_checks import check_table_size
+from nat_rewriter.controller.nat_order import USUAL, earlier_chains
 from nat_rewriter.kernel import features
 from nat_rewriter.kernel.feature_worker import NFT_FORMS
 from nat_rewriter.kernel.nft_chains import BaseChain, list_base_chains
@@ -57,8 +59,8 @@ def test_every_name_is_in_the_documentation(lab: Lab) -> None:
     lines = lab.natctl("doctor", "--json", "--config", "-", input=text, expect=0).lines()
     rows = [line for line in DOCUMENTATION.read_text().splitlines() if line.startswith("| `")]
     documented = {name: row for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
-    of_routes = {"route", "route-sockets"}  # told where there is [route]: test_route_changes.py
-    assert {line["name"] for line in lines} | of_routes == documented.keys() - {"required", "recommended", "optional"}
+    elsewhere = {"route", "route-sockets", "pool-store"}  # told where there is [route], or [store]
+    assert {line["name"] for line in lines} | elsewhere == documented.keys() - {"required", "recommended", "optional"}
     for line in lines:
         assert line["weight"] in documented[line["name"]].split("|")[2]
 
@@ -95,7 +97,8 @@ def test_a_configuration_that_was_named_has_to_be_there(lab: Lab, tmp_path: Path
 SPOILT = {
     "no forwarding": ("sysctl -w net.ipv4.ip_forward=0", "ipv4-forwarding", 3),
     "no forwarding of IPv6": ("sysctl -w net.ipv6.conf.all.forwarding=0", "ipv6-forwarding", 3),
-    "ephemeral ports in a slice": ("sysctl -w net.ipv4.ip_local_port_range='9005 20000'", "ephemeral-ports ams-1", 3),
+    "ephemeral ports in a slice": ("sysctl -w net.ipv4.ip_local_port_range='9005 20000'", "ephemeral-ports", 3),
+    "long timeouts": ("sysctl -w net.netfilter.nf_conntrack_tcp_timeout_established=432000", "conntrack-timeouts", 0),
     "no events": ("sysctl -w net.netfilter.nf_conntrack_events=0", "conntrack-events-sent", 3),
     "no events of old flows": ("sysctl -w net.netfilter.nf_conntrack_events=2", "conntrack-events-of-all", 0),
     "no counters": ("sysctl -w net.netfilter.nf_conntrack_acct=0", "conntrack-accounting", 0),
@@ -117,8 +120,8 @@ def test_what_is_wrong_is_told_and_the_remedy_mends_it(spoil: str, name: str, co
 def test_ports_that_are_reserved_already_stay_reserved(lab: Lab) -> None:
     lab.egress.run(["sysctl", "-w", "net.ipv4.ip_local_port_range=9005 20000"])
     lab.egress.run(["sysctl", "-w", "net.ipv4.ip_local_reserved_ports=8080,9000-9006"])
-    remedy = doctor(lab, "--config", lab.config(), expect=3)["ephemeral-ports ams-1"]["remedy"]
-    assert remedy == "sysctl -w net.ipv4.ip_local_reserved_ports=8080,9000-9006,9007-9009"
+    remedy = doctor(lab, "--config", lab.config(), expect=3)["ephemeral-ports"]["remedy"]
+    assert remedy == "sysctl -w net.ipv4.ip_local_reserved_ports=8080,9000-9009"
 
 
 def test_a_table_that_rewrites_first(lab: Lab) -> None:
@@ -132,12 +135,61 @@ def test_a_table_that_rewrites_first(lab: Lab) -> None:
     assert doctor(lab, "--config", lab.config(), expect=0)["first-to-rewrite"]["answer"] == "yes"
 
 
+def test_a_table_that_rewrites_destinations_first(lab: Lab, tmp_path: Path) -> None:
+    """It matters where there are [[dnat]] rules, and where it has rules itself."""
+    path = tmp_path / "with-dnat.toml"
+    path.write_text(lab.config().read_text() + '\n[[dnat]]\nname = "in"\nslice = "ams-1"\nto = "10.0.0.2"\n')
+    lab.egress.nft("table ip docker { chain PREROUTING { type nat hook prerouting priority -100; }\n}")
+    assert doctor(lab, "--config", path, expect=0)["first-to-rewrite"]["answer"] == "yes"
+    lab.egress.nft("add rule ip docker PREROUTING tcp dport 9001 dnat to 10.0.0.3")
+    lab.egress.nft("table ip docker { chain POSTROUTING { type nat hook postrouting priority 90; masquerade; }\n}")
+    found = doctor(lab, "--config", path, expect=3)["first-to-rewrite"]
+    mend = re.fullmatch(
+        r"(srcnat_priority = 89) and (dstnat_priority = -101) in \[controller\], or .*", found["remedy"]
+    )
+    assert mend, found
+    path.write_text(path.read_text().replace("[controller]\n", "[controller]\n" + "\n".join(mend.groups()) + "\n"))
+    assert doctor(lab, "--config", path, expect=0)["first-to-rewrite"]["answer"] == "yes"
+    lab.natctl("apply", "--config", path, expect=0)
+    assert "hook prerouting priority -101;" in lab.egress.run(["nft", "-y", "list", "ruleset"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("ports", "given", "mend"),
+    [
+        (["9000-9009", "9100-9109"], "9000 20000", "sysctl -w net.ipv4.ip_local_reserved_ports=9000-9009,9100-9109"),
+        (["9000-19999"], "9000 20000", 'sysctl -w net.ipv4.ip_local_port_range="20000 65535"'),
+        (["1024-65000"], "9000 20000", "bind the sockets of this host to other addresses: "),
+    ],
+)
+def test_one_command_keeps_sockets_and_all_slices_apart(
+    ports: list[str], given: str, mend: str, lab_factory: LabFactory
+) -> None:
+    """And never takes all ports from the sockets of the host: apply --sysctls does the same."""
+    lab = lab_factory(slices=[f"198.51.100.10:{','.join(ports)}"])
+    text = lab.config().read_text()
+    lab.egress.sysctl("net.ipv4.ip_local_port_range", given)
+    remedy = doctor(lab, "--config", lab.config(), expect=3)["ephemeral-ports"]["remedy"]
+    assert remedy.startswith(mend), text
+    done = lab.natctl("apply", "--sysctls", "--config", lab.config(), expect=0)
+    assert ("warning: net.ipv4.ip_local_reserved_ports is left as it is" in done.stderr) is remedy.startswith("bind")
+    assert (doctor(lab, "--config", lab.config())["ephemeral-ports"]["answer"] == "yes") is remedy.startswith("sysctl")
+    lab.server.tcp_server(443)
+    lab.egress.tcp_connect(("203.0.113.1", 443))
+    lab.natctl("remove", "--config", lab.config(), expect=0)
+    kept = lab.egress.run(["sysctl", "-n", "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports"]).stdout
+    assert kept.split() == given.split()
+    if remedy.startswith("sysctl"):
+        lab.egress.run(["sh", "-c", remedy])
+        doctor(lab, "--config", lab.config(), expect=0)
+
+
 def test_natctls_own_chains_are_no_others(lab: Lab) -> None:
     lab.natctl("apply", "--config", lab.config(), expect=0)
     with lab.egress.enter():
         chains = list_base_chains()
     assert "inet natctl srcnat" in map(str, chains)
-    assert earlier_chains(chains, Controller()) == []
+    assert earlier_chains(chains, USUAL, "natctl") == []
 
 
 @pytest.mark.parametrize(
@@ -148,13 +200,14 @@ def test_natctls_own_chains_are_no_others(lab: Lab) -> None:
         (BaseChain("ip", "nat", "PREROUTING", "nat", "prerouting", -100), True),
         (BaseChain("ip", "nat", "PREROUTING", "nat", "prerouting", -99), False),
         (BaseChain("inet", "fw", "post", "filter", "postrouting", 0), False),
+        (BaseChain("ip", "nat", "PREROUTING", "nat", "prerouting", -100, rules=0), False),
         (BaseChain("ip", "nat", "OUTPUT", "nat", "output", -100), False),
         (BaseChain("inet", "natctl", "srcnat", "nat", "postrouting", 100), False),
         (BaseChain("ip", "natctl", "srcnat", "nat", "postrouting", 100), True),
     ],
 )
 def test_which_chains_come_first(chain: BaseChain, earlier: bool) -> None:
-    assert bool(earlier_chains([chain], Controller())) == earlier
+    assert bool(earlier_chains([chain], USUAL, "natctl")) == earlier
 
 
 def test_a_socket_on_ports_for_rewriting(lab: Lab) -> None:
@@ -162,9 +215,12 @@ def test_a_socket_on_ports_for_rewriting(lab: Lab) -> None:
     text = text.replace('ports = ["9000-9009"]', 'ports = ["9000-9009"]\nsocket_ports = ["9009"]')
     assert json.loads(lab.natctl("doctor", "--json", "--config", "-", input=text, expect=0).stdout.splitlines()[-1])
     lab.egress.tcp_server(9004)
+    lab.egress.tcp_server(9005)
     refused = lab.natctl("doctor", "--config", "-", input=text, expect=3)
-    assert "foreign-binds" in refused.stderr
-    assert "9004" in refused.stdout
+    assert "To be mended: foreign-binds.\n" in refused.stderr
+    found = [line for line in refused.stdout.splitlines() if line.startswith("no      recommended foreign-binds ams-1")]
+    assert [str(port) in line for port, line in zip((9004, 9005), sorted(found), strict=True)] == [True, True]
+    assert all(f"It is of process {os.getpid()} (" in line for line in found)
 
 
 def without_capabilities(lab: Lab, *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -251,5 +307,5 @@ def test_a_table_that_is_almost_full(
     most: str | None, now: str | None, answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {"net.netfilter.nf_conntrack_max": most, "net.netfilter.nf_conntrack_count": now}
-    monkeypatch.setattr("nat_rewriter.controller.checkup.read_sysctl", values.get)
+    monkeypatch.setattr("nat_rewriter.controller.conntrack_checks.read_sysctl", values.get)
     assert check_table_size(Policy(Controller(), ())).answer.value == answer

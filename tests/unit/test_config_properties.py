@@ -16,8 +16,8 @@ from nat_rewriter.model.slices import PortRange
 
 KEYS = """
     version controller slice snat dnat table coexist guard srcnat_priority name address ports psid protocols
-    socket_ports offset length id iifname oifname source destination mark slices spread exclude exclude_source
-    timestamps to
+    dstnat_priority socket_ports offset length id iifname oifname source destination mark slices spread exclude
+    exclude_source timestamps to
 """
 WORDS = """
     ams-1 warp natctl chain off confine split drop client keep tcp icmp eth0 eth* 198.51.100.10 2001:db8::1
