@@ -109,3 +109,40 @@ def test_terms_that_got_shorter(fleet: Lab, agent: RunningAgent, store: PoolStor
     assert wait_until(lambda: all(each.resting for each in store.holdings("fleet")), 40)
     assert not works(fleet)  # by the time that the store lets go, the kernel has stopped
     agent.wake()
+
+
+def test_a_file_with_other_terms_is_not_followed(
+    fleet: Lab, agent: RunningAgent, store: PoolStore, config: Path
+) -> None:
+    before, text = [each.block for each in store.holdings("fleet")], config.read_text()
+    others = {
+        "slice_size = 256": "slice_size = 512", "ttl_s = 10": "ttl_s = 20", "hold_down_s = 1": "hold_down_s = 2",
+        '"9216-10239"': '"9216-9727"', '["198.51.100.10"]': '["198.51.100.11"]', "ttl_s = 10\n": "per_host = 2\n",
+    }  # fmt: skip
+    for number, (old, new) in enumerate(others.items(), 1):
+        config.write_text(text.replace(old, new, 1))
+        agent.reload()
+        assert wait_until(lambda count=number: agent.warnings().count("reload failed") == count, 20), new
+    assert agent.warnings().count("other pools need a restart of the agent") == len(others)
+    time.sleep(POOL.ttl_s + 1)
+    assert works(fleet)
+    assert [each.block for each in store.holdings("fleet")] == before
+    assert not {"lost", "failed"} & {deed["event"] for deed in agent.deeds()}
+
+
+def test_an_agent_that_is_started_with_another_slice_size_uses_nothing(
+    fleet: Lab, agent: RunningAgent, store: PoolStore, config: Path
+) -> None:
+    before, text = [each.block for each in store.holdings("fleet")], config.read_text()
+    agent.kill()
+    config.write_text(text.replace("slice_size = 256", "slice_size = 512"))
+    told = len(agent.deeds())
+    agent.start()
+    assert "held and not used" in agent.wait_for("failed", told)["detail"]
+    assert "the store has other terms than the configuration" in agent.wait_for("refused", told)["detail"]
+    assert not works(fleet)
+    agent.kill()
+    config.write_text(text)
+    agent.start()
+    assert wait_until(lambda: works(fleet), 40)
+    assert [each.block for each in store.holdings("fleet")] == before
