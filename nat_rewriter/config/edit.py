@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nat_rewriter.config import check_document
@@ -26,6 +26,7 @@ _FRAME_KEYS = frozenset({"version", "controller", "dnat"})
 _KEPT_KEYS = frozenset({"version", "controller"})
 _HEADER = re.compile(rb"^\[", re.MULTILINE)
 _INDENTED = re.compile(rb"\n[ \t]+\[")
+_QUOTED = re.compile(rb"""["]([^"\n]*)["]|[']([^'\n]*)[']""")
 _ADDRESS6 = re.compile(rb"""["']([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)(?:/\d+)?["']""")
 
 Sections = list[dict[str, object]]
@@ -54,6 +55,19 @@ class Excerpt:
     before: Policy
     after: Policy
     touched: frozenset[str]
+
+
+class Mentions:
+    """Where each quoted text stands in a plain text: for who edits it again and again."""
+
+    def __init__(self, text: bytes) -> None:
+        self._places: dict[bytes, list[int]] = {}
+        for match in _QUOTED.finditer(text):
+            self._places.setdefault(match[1] if match[1] is not None else match[2], []).append(match.start())
+
+    def of(self, word: bytes) -> Sequence[int]:
+        """Return the bytes at which the quotes before a word stand."""
+        return self._places.get(word, ())
 
 
 def frame_of(text: bytes) -> Document | None:
@@ -87,11 +101,14 @@ def edit_between(before: bytes, after: bytes) -> Edit | None:
     return edit if max(last - first, len(edit.new)) <= MOST_BYTES and _is_plain(edit.new) else None
 
 
-def excerpt(text: bytes, edit: Edit, frame: Document) -> Excerpt | None:
-    """Return the policies before and after an edit of a plain, sound text; None where the whole has to be read."""
+def excerpt(text: bytes, edit: Edit, frame: Document, mentions: Mentions | None = None) -> Excerpt | None:
+    """Return the policies before and after an edit of a plain, sound text; None where the whole has to be read.
+
+    ``mentions`` are those of the text, where they are known.
+    """
     try:
         old, new = _sections(text[edit.first : edit.last]), _sections(edit.new)
-        around = _Surroundings(text, edit)
+        around = _Surroundings(text, edit, mentions)
         around.gather(old, new)
         front, back = around.parsed()
         before, after = (check_document(frame | _joined(front, piece, back), "<edit>") for piece in (old, new))
@@ -104,8 +121,8 @@ def excerpt(text: bytes, edit: Edit, frame: Document) -> Excerpt | None:
 class _Surroundings:
     """The sections outside of an edit that have to do with it: their first bytes, and their text."""
 
-    def __init__(self, text: bytes, edit: Edit) -> None:
-        self._text, self._edit = text, edit
+    def __init__(self, text: bytes, edit: Edit, mentions: Mentions | None) -> None:
+        self._text, self._edit, self._known = text, edit, mentions
         self._found: dict[int, bytes] = {}
         self._mentioned: dict[str, list[int]] = {}
         self._quotes = (b'"', b"'") if b"'" in text else (b'"',)
@@ -153,8 +170,9 @@ class _Surroundings:
     def _mentions(self, word: str) -> list[int]:
         """Return the first bytes of the sections outside of the edit that have a text, each maybe more than once."""
         if word not in self._mentioned:
-            places = self._places(word.encode())
-            self._mentioned[word] = [self._text.rfind(b"\n[", 0, place) + 1 for place in places]
+            known = self._known.of(word.encode()) if self._known else self._places(word.encode())
+            outside = (place for place in known if not self._is_edited(place))
+            self._mentioned[word] = [self._text.rfind(b"\n[", 0, place) + 1 for place in outside]
         return self._mentioned[word]
 
     def _places(self, word: bytes) -> Iterator[int]:
@@ -162,8 +180,7 @@ class _Surroundings:
             quoted = quote + word + quote
             place = self._text.find(quoted)
             while place >= 0:
-                if not self._is_edited(place):
-                    yield place
+                yield place
                 place = self._text.find(quoted, place + 1)
 
     def _is_rule(self, start: int) -> bool:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from nat_rewriter.config.edit import Edit, Excerpt, edit_between, excerpt
+from nat_rewriter.config.edit import Edit, Excerpt, Mentions, edit_between, excerpt
 from nat_rewriter.controller.generations import GenerationLog, Record, Warn
 from nat_rewriter.controller.in_force import InForce, note_in_force, read_in_force
 from nat_rewriter.controller.settling import PROTOCOLS, is_unsettling, strayless
@@ -31,54 +31,124 @@ _SETTLED_ALL = {SETTLED: tuple(PROTOCOLS)}
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """What an edit changed, the generation that it was kept as, and what is in force now, where that is known.
+    """What an edit changed, and the generation that it was kept as.
 
     The generation is None where nothing is new, or there is no place to keep it.
     """
 
     sets: Sequence[SetChange]
     generation: Generation | None
-    in_force: InForce | None
 
 
 class _Part(NamedTuple):
-    """What an edit means for the table: changes by set, and how to write them; what it is an edit of."""
+    """What an edit means for the table: changes by set; what it is an edit of; whose flows the guard looks at again."""
 
     changes: Sequence[SetChange]
-    layouts: Mapping[str, Layout]
-    settled: Sequence[str]  # protocols whose flows the guard has to look at again
+    unsettled: Sequence[str]  # protocols
     edit: Edit
     meant: Excerpt
 
 
-def apply_edit(
-    text: bytes, source: str, log: GenerationLog, warn: Warn, wait_s: float = 0.0, known: InForce | None = None
-) -> Edited | None:
-    """Make the kernel match a configuration that is another one than that in force by a small edit.
+class Editor:
+    """Applies edits of the configuration in force, one after the other; a process that stays keeps what it knows.
 
-    ``known`` is what a process that stays knows to be in force. None where the whole has to be applied: nothing was
-    done then. Raises LockHeld, StateError, and what the kernel says; a generation that failed is kept as such.
+    It belongs to the network namespace of the thread that makes it.
     """
-    with table_lock(log.place.table, wait_s), LiveElements() as live:
-        now = live.generation()
-        if known is None or known.ruleset != now:
-            known = read_in_force(log, now)
-        if known is None or is_waiting(log.place.table):
+
+    def __init__(self, log: GenerationLog, warn: Warn) -> None:
+        self._log, self._warn, self._live = log, warn, LiveElements()
+        self._known: InForce | None = None
+        self._layouts: Mapping[str, Layout] = {}
+        self._unsettled: _Part | None = None
+
+    def close(self) -> None:
+        """Let the kernel go: it takes some milliseconds while it frees elements that were taken out."""
+        self._live.close()
+
+    @property
+    def in_force(self) -> InForce | None:
+        """What is known to be in force: nothing before the first edit, and where somebody else has a hand in it."""
+        return self._known
+
+    def apply(self, text: bytes, source: str, wait_s: float = 0.0) -> Edited | None:
+        """Make the kernel match a configuration that is another one than that in force by a small edit.
+
+        None where the whole has to be applied: nothing was done then. Raises LockHeld, StateError, and what the kernel
+        says; a generation that failed is kept as such. The guard looks at every packet until :meth:`settle` is called.
+        """
+        table = self._log.place.table
+        with table_lock(table, wait_s):
+            known = self._look()
+            if known is None or is_waiting(table) or not _is_settled(table, self._layouts, self._live):
+                return None
+            if text == known.text:
+                return Edited((), None)
+            part = _part_of(text, known, table, self._layouts, self._live)
+            return self._apply(part, source, known) if part else None
+
+    def settle(self) -> None:
+        """Let the guard settle again where the last edit made it look; else the next apply does.
+
+        There was no stray before the edit, so one can only be on an address that it has touched. Where another program
+        changes a ruleset, or holds the table, at the same time, the guard goes on to look.
+        """
+        part, known, self._unsettled = self._unsettled, self._known, None
+        if part is None or known is None:
+            return
+        slices = [owned for owned in part.meant.after.slices if str(owned.address) in part.meant.touched]
+        found = strayless(part.unsettled, slices)
+        if not found:
+            return
+        table = self._log.place.table
+        transaction = Transaction((AddElements(table, SETTLED, dict.fromkeys(found, "")),))
+        with suppress(NatctlError), table_lock(table):
+            self._live.change(transaction, self._layouts, known.ruleset)
+            self._learn(replace(known, ruleset=known.ruleset + 1))
+
+    def prepare(self) -> None:
+        """Find beforehand what the next edit would otherwise look for: some tens of milliseconds, for who stays."""
+        if self._known:
+            self._known = replace(self._known, mentions=Mentions(self._known.text))
+
+    def _look(self) -> InForce | None:
+        """Return what is in force; the kernel vouches for it."""
+        ruleset = self._live.generation()
+        if self._known is None or self._known.ruleset != ruleset:
+            self._known = read_in_force(self._log, ruleset)
+            found = self._live.layouts(self._log.place.table)
+            self._layouts = {name: one for name, one in found.items() if one and not one.is_sorted}
+        return self._known
+
+    def _apply(self, part: _Part, source: str, known: InForce) -> Edited | None:
+        self._known = None  # until it is known again
+        record = Record(self._log, self._warn)
+        transaction = _transaction(self._log.place.table, part)
+        record.begin_edit(known.generation, part.edit, source)
+        try:
+            with record.failing():
+                self._live.change(transaction, self._layouts, known.ruleset)
+                _verify(part, self._log.place.table, self._layouts, self._live)
+        except RulesetMoved:
             return None
-        layouts = {name: one for name, one in live.layouts(log.place.table).items() if one and not one.is_sorted}
-        if not _is_settled(log.place.table, layouts, live):
-            return None
-        if text == known.text:
-            return Edited((), None, known)
-        part = _part_of(text, known, log.place.table, layouts, live)
-        return _apply(part, source, known, Record(log, warn), live) if part else None
+        record.finish(Outcome.APPLIED)
+        kept, ruleset = record.generation, known.ruleset + bool(transaction)
+        if kept and self._live.generation() == ruleset:
+            text = part.edit.of(known.text)
+            self._learn(replace(known, text=text, generation=kept.number, ruleset=ruleset, mentions=None))
+            self._unsettled = part
+        return Edited(part.changes, kept)
+
+    def _learn(self, now: InForce) -> None:
+        self._known = now
+        with suppress(StateError):  # then the next process reads all
+            note_in_force(self._log, now.generation, now.ruleset)
 
 
 def _part_of(
     text: bytes, known: InForce, table: str, layouts: Mapping[str, Layout], live: LiveElements
 ) -> _Part | None:
     edit = edit_between(known.text, text)
-    meant = excerpt(known.text, edit, known.frame) if edit else None
+    meant = excerpt(known.text, edit, known.frame, known.mentions) if edit else None
     found = differences(meant.before, meant.after) if meant else None
     if edit is None or meant is None or found is None:
         return None
@@ -87,8 +157,7 @@ def _part_of(
     marks = meant.after.controller.local_mark and any(one.set.startswith("soft") for one in placed)
     if len(placed) < len(changes) or marks:
         return None
-    settled = tuple(PROTOCOLS) if SETTLED in layouts and is_unsettling(placed) else ()
-    return _Part(placed, layouts, settled, edit, meant)
+    return _Part(placed, tuple(PROTOCOLS) if SETTLED in layouts and is_unsettling(placed) else (), edit, meant)
 
 
 def _placed(found: Difference, table: str, layouts: Mapping[str, Layout], live: LiveElements) -> SetChange | None:
@@ -105,56 +174,18 @@ def _placed(found: Difference, table: str, layouts: Mapping[str, Layout], live: 
     return SetChange(names[0], found.added, found.removed) if len(names) == 1 else None
 
 
-def _apply(part: _Part, source: str, known: InForce, record: Record, live: LiveElements) -> Edited | None:
-    table = record.log.place.table
-    transaction = _transaction(table, part)
-    record.begin_edit(known.generation, part.edit, source)
-    try:
-        with record.failing():
-            live.change(transaction, part.layouts, known.ruleset)
-            _verify(part, table, live)
-    except RulesetMoved:
-        return None
-    ruleset = known.ruleset + bool(transaction)
-    ruleset += _settle(part, table, ruleset, live)
-    record.finish(Outcome.APPLIED)
-    kept = record.generation
-    if kept is None or live.generation() != ruleset:
-        return Edited(part.changes, kept, None)
-    now = replace(known, text=part.edit.of(known.text), generation=kept.number, ruleset=ruleset)
-    with suppress(StateError):  # then the next edit reads all
-        note_in_force(record.log, now.generation, now.ruleset)
-    return Edited(part.changes, kept, now)
-
-
 def _transaction(table: str, part: _Part) -> Transaction:
-    steps: list[Step] = [DeleteElements(table, SETTLED, part.settled)] if part.settled else []
+    steps: list[Step] = [DeleteElements(table, SETTLED, part.unsettled)] if part.unsettled else []
     steps += [DeleteElements(table, one.set, tuple(one.removed)) for one in part.changes if one.removed]
     steps += [AddElements(table, one.set, one.added) for one in part.changes if one.added]
     return Transaction(tuple(steps))
 
 
-def _verify(part: _Part, table: str, live: LiveElements) -> None:
+def _verify(part: _Part, table: str, layouts: Mapping[str, Layout], live: LiveElements) -> None:
     """Read back what was sent."""
     wanted = {one.set: tuple({**one.removed, **one.added}) for one in part.changes}
-    if live.find(table, wanted, part.layouts) != {one.set: one.added for one in part.changes}:
+    if live.find(table, wanted, layouts) != {one.set: one.added for one in part.changes}:
         raise NftError("read back ruleset", 0, "the kernel holds something else than was sent: see natctl diff")
-
-
-def _settle(part: _Part, table: str, ruleset: int, live: LiveElements) -> bool:
-    """Let the guard settle again where the edit made it look; tell whether that was done.
-
-    There was no stray before, so one can only be on an address that the edit has touched. Where another program
-    changes a ruleset at the same time, the guard goes on to look.
-    """
-    slices = [owned for owned in part.meant.after.slices if str(owned.address) in part.meant.touched]
-    found = strayless(part.settled, slices)
-    if found:
-        try:
-            live.change(Transaction((AddElements(table, SETTLED, dict.fromkeys(found, "")),)), part.layouts, ruleset)
-        except NatctlError:
-            return False
-    return bool(found)
 
 
 def _is_settled(table: str, layouts: Mapping[str, Layout], live: LiveElements) -> bool:

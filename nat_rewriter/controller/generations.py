@@ -3,6 +3,8 @@
 A generation is three files of one number: ``7.json`` for what is said of it, written last and replaced when its outcome
 is known, and ``7.toml.gz`` and ``7.nft.gz`` for the configuration as it was read and the ruleset that it meant. One
 that came from another by small edits has ``7.edits-4.json`` in their place, for what was edited since generation 4.
+
+They outlast a crash of the host from when the outcome is known: what was under way then has no ruleset any more.
 """
 
 from __future__ import annotations
@@ -128,8 +130,8 @@ class GenerationLog:
         source, text = (configuration.source, configuration.text) if configuration else ("", b"")
         generation = self._new(action, source, configuration.rolled_back_to if configuration else None)
         for suffix, content in zip(_BULK, (text, ruleset.encode()), strict=True):
-            store.write_file(self._path(generation.number, suffix), gzip.compress(content, 1, mtime=0))
-        self._write(generation)
+            store.write_file(self._path(generation.number, suffix), gzip.compress(content, 1, mtime=0), lasting=False)
+        self._write(generation, lasting=False)
         self._forget_oldest()
         return generation
 
@@ -140,10 +142,12 @@ class GenerationLog:
         edits.append(edit)
         if len(edits) > MOST_EDITS:
             root, edits, text = generation.number, [], edit.of(self.configuration_text(of))
-            store.write_file(self._path(root, _BULK[0]), gzip.compress(text, 1, mtime=0))
+            store.write_file(self._path(root, _BULK[0]), gzip.compress(text, 1, mtime=0), lasting=False)
         fields = [[one.first, one.last, one.new.decode()] for one in edits]
-        store.write_file(self._path(generation.number, f"edits-{root}.json"), json.dumps(fields).encode())
-        self._write(generation)
+        store.write_file(
+            self._path(generation.number, f"edits-{root}.json"), json.dumps(fields).encode(), lasting=False
+        )
+        self._write(generation, lasting=False)
         self._forget_oldest()
         return generation
 
@@ -165,6 +169,9 @@ class GenerationLog:
     def finish(self, generation: Generation, outcome: Outcome, reason: str | None = None) -> Generation:
         """Keep what became of a generation."""
         finished = replace(generation, outcome=outcome, reason=reason)
+        names, own = store.list_names(self.place.directory), f"{generation.number}."
+        bulk = (name for name in names if name.startswith(own) and name != f"{own}json")
+        store.keep_files(self.place.directory / name for name in bulk)
         self._write(finished)
         return finished
 
@@ -185,9 +192,9 @@ class GenerationLog:
         except (ValueError, TypeError, KeyError):
             return None
 
-    def _write(self, generation: Generation) -> None:
+    def _write(self, generation: Generation, *, lasting: bool = True) -> None:
         content = json.dumps(generation_object(generation), indent=1).encode() + b"\n"
-        store.write_file(self._path(generation.number, "json"), content)
+        store.write_file(self._path(generation.number, "json"), content, lasting=lasting)
 
     def _bulk(self, number: int, suffix: str) -> bytes:
         path = self._path(number, suffix)

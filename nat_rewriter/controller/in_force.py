@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nat_rewriter import __version__
-from nat_rewriter.config.edit import frame_of
+from nat_rewriter.config.edit import Mentions, frame_of
 from nat_rewriter.config.source import Document
 from nat_rewriter.controller.generations import GenerationLog
 from nat_rewriter.errors import NatctlError
@@ -27,12 +27,14 @@ class InForce:
     """A configuration, the generation that it is kept as, and the number of the ruleset that it became.
 
     ``frame`` is what it says beside slices and rules; it is as plain as :mod:`nat_rewriter.config.edit` needs it.
+    ``mentions`` are there in a process that stays.
     """
 
     text: bytes
     frame: Document
     generation: int
     ruleset: int
+    mentions: Mentions | None = None
 
 
 def note_in_force(log: GenerationLog, generation: int, ruleset: int) -> None:

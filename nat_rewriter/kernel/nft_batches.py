@@ -10,8 +10,6 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 from nat_rewriter.errors import NftError, PermissionNeeded, RulesetMoved
 from nat_rewriter.kernel import netlink, nft_dumps
@@ -40,10 +38,8 @@ class LiveElements:
     def __init__(self) -> None:
         self._asked = netlink.open_socket(lib.NETLINK_NETFILTER, DOING)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Close the socket to the kernel."""
         self._asked.close()
 
     def generation(self) -> int:
@@ -99,13 +95,14 @@ class LiveElements:
         return b"".join(parts)
 
     def _answers(self, questions: Sequence[bytes]) -> Iterator[bytes]:
-        for question in questions:
+        """Yield what the kernel answers: to all questions at once, or to one dump after the other."""
+        for question in questions if any(map(nft_dumps.is_dump, questions)) else [b"".join(questions)]:
+            left = sum(1 for _ in netlink.split_messages(question))
             self._asked.send(question)
-            ended = False
-            while not ended:
+            while left:
                 answer = self._asked.recv(netlink.DUMP_BYTES)
                 yield answer
-                ended = any(nft_dumps.is_end(one) for one in netlink.split_messages(answer))
+                left -= sum(nft_dumps.is_end(one) for one in netlink.split_messages(answer))
 
 
 def _messages(step: object, layouts: Mapping[str, Layout]) -> Iterator[bytes]:

@@ -199,6 +199,11 @@ def is_end(whole: bytes) -> bool:
     return _HEADER.unpack_from(whole)[1] in (_ERROR, _DONE)
 
 
+def is_dump(question: bytes) -> bool:
+    """Tell whether a question asks for a dump: the kernel makes one at a time."""
+    return bool(_HEADER.unpack_from(question)[2] & _DUMP)
+
+
 def _messages(answer: bytes) -> list[Message]:
     found: list[Message] = []
     place = 0

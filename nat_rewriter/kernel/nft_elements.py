@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
 from nat_rewriter.errors import DecodeError
@@ -113,7 +114,9 @@ def _fields_encoded(values: list[str]) -> bytes:
 def _encoded(field: str) -> bytes:
     if field in _PROTOCOLS:
         return bytes((_PROTOCOLS[field],))
-    return int(field).to_bytes(2) if field.isdecimal() else ip_address(field).packed
+    if field.isdecimal():
+        return int(field).to_bytes(2)
+    return socket.inet_pton(socket.AF_INET6 if ":" in field else socket.AF_INET, field)
 
 
 def _intervals(boundaries: list[tuple[str, str]], *, is_ipv6: bool) -> Iterator[tuple[str, str]]:

@@ -40,10 +40,17 @@ def write_file(path: Path, content: bytes, *, lasting: bool = True) -> None:
             _write(draft, content, through=lasting)
             os.replace(draft, path)
             if lasting:
-                _sync_directory(path.parent)
+                _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)  # the new name, not only the content
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
+
+
+def keep_files(paths: Iterable[Path]) -> None:
+    """Let files that are there outlast a crash of the host; their names do once another file is written lastingly."""
+    for path in paths:
+        with _told(_WRITE, path):
+            _sync(path, os.O_RDONLY)
 
 
 def read_file(path: Path) -> bytes | None:
@@ -87,9 +94,8 @@ def _write(path: Path, content: bytes, *, through: bool) -> None:
             os.fsync(descriptor)
 
 
-def _sync_directory(path: Path) -> None:
-    """Let the new name survive a crash of the host, not only the content."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -40,7 +40,8 @@ def differences(before: Policy, after: Policy) -> list[Difference] | None:
     """Return what differs between the elements of two small policies, None where more may differ."""
     if not _same_rules(before.snat, after.snat):
         return None
-    old, new = (render(replace(one, slices=_needed(one, before, after))) for one in (before, after))
+    kept = _kept(before.slices, after.slices)
+    old, new = (render(replace(one, slices=_needed(one.slices, kept))) for one in (before, after))
     if old.skeleton != new.skeleton or old.elements.keys() != new.elements.keys():
         return None
     return [
@@ -50,17 +51,22 @@ def differences(before: Policy, after: Policy) -> list[Difference] | None:
     ]
 
 
-def _needed(policy: Policy, *both: Policy) -> tuple[Slice, ...]:
-    """Return the slices without those that are in both policies and leave no trace in what differs.
+def _kept(before: Sequence[Slice], after: Sequence[Slice]) -> frozenset[str]:
+    """Return the names of the slices that are the same in both."""
+    named = {owned.name: owned for owned in before}
+    return frozenset(owned.name for owned in after if named.get(owned.name) == owned)
+
+
+def _needed(slices: Sequence[Slice], kept: frozenset[str]) -> tuple[Slice, ...]:
+    """Return the slices without those that are kept and leave no trace in what differs.
 
     What two slices may share are elements for their address and for its echo ids.
     """
-    same = set(both[0].slices) & set(both[1].slices)
-    first = {owned.address: owned for owned in reversed(policy.slices) if owned in same}
+    first = {str(owned.address): owned.name for owned in reversed(slices) if owned.name in kept}
     return tuple(
         owned
-        for owned in policy.slices
-        if owned not in same or Protocol.ICMP in owned.protocols or first[owned.address] is owned
+        for owned in slices
+        if owned.name not in kept or Protocol.ICMP in owned.protocols or first[str(owned.address)] == owned.name
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from nat_rewriter.config import read_policy
 from nat_rewriter.controller import intent
 from nat_rewriter.controller.apply import apply_configuration
-from nat_rewriter.controller.edit import Edited, apply_edit
+from nat_rewriter.controller.edit import Edited, Editor
 from nat_rewriter.controller.generations import MOST_EDITS, GenerationLog
 from nat_rewriter.errors import NatctlError, RulesetMoved
 from nat_rewriter.kernel.nft import KernelNft
@@ -47,7 +48,10 @@ def apply_whole(text: bytes, log: GenerationLog) -> None:
 
 
 def edit(text: bytes, log: GenerationLog) -> Edited | None:
-    return apply_edit(text, "natctl.toml", log, pytest.fail)
+    with closing(Editor(log, pytest.fail)) as editor:
+        edited = editor.apply(text, "natctl.toml")
+        editor.settle()
+    return edited
 
 
 def assert_in_kernel(text: bytes) -> None:
@@ -66,7 +70,6 @@ def test_edits_one_after_another(coexist: str, log: GenerationLog) -> None:
         text = text_of(coexist=coexist, **widths)
         edited = edit(text, log)
         assert edited is not None
-        assert edited.in_force is not None
         assert edited.generation is not None
         assert edited.generation.outcome is Outcome.APPLIED
         assert log.configuration_text(edited.generation.number) == text
@@ -75,12 +78,37 @@ def test_edits_one_after_another(coexist: str, log: GenerationLog) -> None:
     assert len(log.list_generations()) == 7
 
 
+def test_a_process_that_stays_goes_on_from_what_it_knows(log: GenerationLog) -> None:
+    apply_whole(text_of(), log)
+    with closing(Editor(log, pytest.fail)) as editor:
+        for widths in ({"s3": 1000}, {"s3": 1000, "s4": 7}, {"s4": 512}, {"s4": 512, "s23": 1}):
+            assert editor.apply(text_of(**widths), "natctl.toml") is not None
+            assert editor.in_force is not None
+            editor.settle()
+            editor.prepare()
+            assert_in_kernel(text_of(**widths))
+        subprocess.run(["nft", "add table inet elses"], check=True)
+        assert editor.apply(text_of(), "natctl.toml") is None
+        apply_whole(text_of(), log)
+        assert editor.apply(text_of(s1=9), "natctl.toml") is not None
+    assert_in_kernel(text_of(s1=9))
+
+
+def test_a_guard_that_was_not_settled_is_left_to_the_whole(log: GenerationLog) -> None:
+    apply_whole(text_of(), log)
+    with closing(Editor(log, pytest.fail)) as editor:
+        assert editor.apply(text_of(s3=1000), "natctl.toml") is not None
+        assert editor.apply(text_of(s3=999), "natctl.toml") is None
+        editor.settle()
+        assert editor.apply(text_of(s3=999), "natctl.toml") is not None
+
+
 def test_only_the_elements_of_the_slice_are_sent(log: GenerationLog) -> None:
     apply_whole(text_of(), log)
     edited = edit(text_of(s11=1000), log)
     assert edited is not None
     keys = {key for one in edited.sets for key in (*one.added, *one.removed)}
-    assert all(key == "10.0.0.12" or key.startswith("198.51.100.2 ") for key in keys)
+    assert all(key == "10.0.0.12" or key.endswith(" . 198.51.100.2") for key in keys)
     assert len(keys) < 30
 
 
@@ -119,7 +147,7 @@ def test_a_note_of_another_namespace_or_table_says_nothing(log: GenerationLog) -
 
 def test_a_batch_is_refused_on_another_ruleset(log: GenerationLog) -> None:
     apply_whole(text_of(), log)
-    with LiveElements() as live:
+    with closing(LiveElements()) as live:
         layouts = {name: one for name, one in live.layouts("natctl").items() if one}
         late = Transaction((AddElements("natctl", "soft4", {"192.0.2.1": ""}),))
         with pytest.raises(RulesetMoved):

@@ -103,7 +103,7 @@ FAILING: dict[str, Step] = {
     "a set that is not there": AddElements("natctl", "no_such", {"192.0.2.1": ""}),
     "a rule that nft does not know": CreateTable("natctl", "table inet natctl { chain c { frobnicate; }\n}\n"),
     "a rule that the kernel refuses": CreateTable("natctl", REFUSED_BY_KERNEL),
-    "a map with other data": AddElements("natctl", "confine4", {"198.51.100.10 . tcp . 9000-9009": "192.0.2.1 . 1-2"}),
+    "a map with other data": AddElements("natctl", "confine4_8", {"9000 . 198.51.100.10": "192.0.2.1 . 1-2"}),
     "text that is no element": AddElements("natctl", "soft4", {"}; flush ruleset": ""}),
 }
 

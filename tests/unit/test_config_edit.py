@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nat_rewriter.config import read_policy
-from nat_rewriter.config.edit import edit_between, excerpt, frame_of
+from nat_rewriter.config.edit import Mentions, edit_between, excerpt, frame_of
 from nat_rewriter.errors import ConfigError
 from nat_rewriter.model.ruleset import LiveTable, Ruleset
 from nat_rewriter.plan import set_changes
@@ -49,6 +49,7 @@ def told(before: bytes, after: bytes) -> list[Difference] | None:
         return None
     assert edit.of(before) == after
     found = excerpt(before, edit, frame)
+    assert found == excerpt(before, edit, frame, Mentions(before))
     return differences(found.before, found.after) if found else None
 
 
