@@ -58,6 +58,10 @@ class RunningAgent:
         """Ask it to give everything back, and to end."""
         self._running().terminate()
 
+    def wait(self, patience_s: float = 30.0) -> int:
+        """Return its exit code, once it has ended."""
+        return self._running().wait(patience_s)
+
     def ended(self) -> bool:
         """Tell whether it has ended, or was never started."""
         return self._process is None or self._process.poll() is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-WITHIN_S = 30.0
+WITHIN_S = 40.0
 
 
 def wait_until(condition: Callable[[], object], what: str = "", within_s: float = WITHIN_S) -> None:

@@ -10,15 +10,15 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from pooling import SOFT, works
+from waiting import wait_until
 
 from nat_rewriter.model.pools import Pool, StoreAddress
 from nat_rewriter.model.slices import PortRange
 from nat_rewriter.pool import PoolStore, open_store
 from netns_lab import Lab
-from netns_lab.host import round_trip
-from netns_lab.running_agent import RunningAgent, wait_until
+from netns_lab.running_agent import RunningAgent
 
-SOFT, WEB = "198.51.100.10", ("203.0.113.1", 443)
 POOL = Pool("fleet", (ip_address(SOFT),), PortRange(9216, 10239), 256, ttl_s=10, hold_down_s=1)
 CONFIG = """version = 1
 [[pool]]
@@ -65,27 +65,19 @@ def agent(fleet: Lab, config: Path) -> Iterator[RunningAgent]:
     running.start()
     try:
         running.wait_for("acquired")
-        assert wait_until(lambda: works(fleet), 40)
+        wait_until(lambda: works(fleet))
         yield running
     finally:
         running.end()
-
-
-def works(lab: Lab) -> bool:
-    try:
-        with lab.client.tcp_connect(WEB, timeout_s=0.5) as sock:
-            return round_trip(sock)
-    except OSError:
-        return False
 
 
 def test_a_pool_that_is_gone(fleet: Lab, agent: RunningAgent, store: PoolStore, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "pools") as database:
         database.execute("DELETE FROM pool")
     assert "there is no such pool in the store" in agent.wait_for("failed")["detail"]
-    assert wait_until(lambda: not works(fleet), 40)  # its term has ended, in the kernel
+    wait_until(lambda: not works(fleet))  # its term has ended, in the kernel
     store.define(POOL)
-    assert wait_until(lambda: works(fleet), 40)
+    wait_until(lambda: works(fleet))
 
 
 def test_a_pool_that_got_another_address(fleet: Lab, agent: RunningAgent, store: PoolStore, config: Path) -> None:
@@ -106,7 +98,7 @@ def test_terms_that_got_shorter(fleet: Lab, agent: RunningAgent, store: PoolStor
     assert store.holdings("fleet")[0].left_s <= 6
     assert "lost" not in {deed["event"] for deed in agent.deeds()}
     agent.freeze()
-    assert wait_until(lambda: all(each.resting for each in store.holdings("fleet")), 40)
+    wait_until(lambda: all(each.resting for each in store.holdings("fleet")))
     assert not works(fleet)  # by the time that the store lets go, the kernel has stopped
     agent.wake()
 
@@ -122,7 +114,7 @@ def test_a_file_with_other_terms_is_not_followed(
     for number, (old, new) in enumerate(others.items(), 1):
         config.write_text(text.replace(old, new, 1))
         agent.reload()
-        assert wait_until(lambda count=number: agent.warnings().count("reload failed") == count, 20), new
+        wait_until(lambda count=number: agent.warnings().count("reload failed") == count, new)
     assert agent.warnings().count("other pools need a restart of the agent") == len(others)
     time.sleep(POOL.ttl_s + 1)
     assert works(fleet)
@@ -144,5 +136,5 @@ def test_an_agent_that_is_started_with_another_slice_size_uses_nothing(
     agent.kill()
     config.write_text(text)
     agent.start()
-    assert wait_until(lambda: works(fleet), 40)
+    wait_until(lambda: works(fleet))
     assert [each.block for each in store.holdings("fleet")] == before
