@@ -12,22 +12,31 @@ from typing import TYPE_CHECKING
 import click
 
 from nat_rewriter.cli.env import Env
-from nat_rewriter.cli.state import read_configuration
+from nat_rewriter.cli.state import checked_configuration, read_configuration, read_text
 from nat_rewriter.errors import NatctlError
 from nat_rewriter.kernel.service_manager import ServiceManager
 
 if TYPE_CHECKING:
+    from nat_rewriter.controller.applier import Applier
     from nat_rewriter.model.generations import Configuration
 
 Follow = Callable[["Configuration"], None]  # go on by another configuration from now on
 
 
 class Service:
-    """The configuration in force, which SIGHUP may change, and the word about it to the service manager."""
+    """The configuration in force, which SIGHUP may change, and the word about it to the service manager.
 
-    def __init__(self, env: Env, status: Callable[[Configuration], str]) -> None:
+    It is what was read; and what is applied, where there is something to apply it.
+    """
+
+    def __init__(
+        self, env: Env, status: Callable[[Configuration], str],
+        applier_of: Callable[[Configuration], Applier] | None = None,
+    ) -> None:  # fmt: skip
         self._env, self._manager, self._describe = env, ServiceManager(), status
         self.configuration: Configuration = read_configuration(env)
+        self._applier = applier_of(self.configuration) if applier_of else None
+        self._complete(self.configuration)
 
     def attend(self, steps: Iterator[float], follow: Follow) -> Iterator[float]:
         """Yield the steps of a watch that is ready, and between them ping, and reload when SIGHUP has come."""
@@ -57,10 +66,19 @@ class Service:
     def _read_again(self) -> Configuration:
         if self._env.config_path == "-":
             raise NatctlError("reload", "standard input cannot be read again: give the configuration as a file")
-        configuration = read_configuration(self._env)
+        text, source = read_text(self._env)
+        if self._applier:
+            self._applier.edit(text, source)
+        configuration = checked_configuration(text, source)
         if configuration.table != self.configuration.table:
             raise NatctlError("reload", "another table needs a restart", configuration.table)
+        self._complete(configuration)
         return configuration
+
+    def _complete(self, configuration: Configuration) -> None:
+        if self._applier:
+            self._applier.complete(configuration)
+            self._env.note(f"natctl: applied: {self._applier.last}")
 
     def _status(self) -> str:
         return self._describe(self.configuration)

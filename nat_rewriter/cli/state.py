@@ -36,15 +36,24 @@ table_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 
 def read_configuration(env: Env) -> Configuration:
     """Read and check the configuration of the command; raise ConfigError with every problem."""
-    from nat_rewriter.config import read_policy
+    return checked_configuration(*read_text(env))
+
+
+def read_text(env: Env) -> tuple[bytes, str]:
+    """Return the configuration of the command as it is written, and what it is called."""
     from nat_rewriter.config.source import read_bytes
-    from nat_rewriter.model.generations import Configuration
 
     if env.config_path == "-":
-        text, name = sys.stdin.buffer.read(), "<stdin>"
-    else:
-        text, name = read_bytes(Path(env.config_path)), env.config_path
-    return Configuration(text, name, read_policy(text, name))
+        return sys.stdin.buffer.read(), "<stdin>"
+    return read_bytes(Path(env.config_path)), env.config_path
+
+
+def checked_configuration(text: bytes, source: str) -> Configuration:
+    """Return what a configuration says; raise ConfigError with every problem."""
+    from nat_rewriter.config import read_policy
+    from nat_rewriter.model.generations import Configuration
+
+    return Configuration(text, source, read_policy(text, source))
 
 
 def log_of(state: Path | None, table: str) -> GenerationLog:

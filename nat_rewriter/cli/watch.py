@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import deque
@@ -21,10 +22,12 @@ from nat_rewriter.cli.metrics import Endpoint, metrics_option, served
 from nat_rewriter.cli.numbers import FiniteRange
 from nat_rewriter.cli.recording import Recording, recording_options
 from nat_rewriter.cli.service import Service, stop_signals
+from nat_rewriter.cli.state import log_of, warn
 from nat_rewriter.errors import EXIT_DONE
 from nat_rewriter.model.findings import Kind
 
 if TYPE_CHECKING:
+    from nat_rewriter.controller.applier import Applier
     from nat_rewriter.controller.mender import Mender
     from nat_rewriter.controller.watcher import Watcher
     from nat_rewriter.detect.tracker import Change
@@ -49,6 +52,7 @@ _ACTIONS_TOLD = 200  # when the screen is gone
       natctl watch --metrics 127.0.0.1:9464     for Prometheus
       natctl watch --duration 60                for a minute
       natctl watch --heal --abort --dry-run     and what could be done about it
+      natctl watch --apply                      and has what it watches by in force
       natctl watch --record PATH --keep 30d     for natctl history
     """
 )
@@ -56,11 +60,14 @@ _ACTIONS_TOLD = 200  # when the screen is gone
 @metrics_option
 @only_option
 @pressure_option
+@click.option(
+    "--apply", "applies", is_flag=True, help="Apply the configuration first, and again whenever SIGHUP comes."
+)
 @mending_options
 @recording_options
 @common_options(json=True)
 def watch(
-    env: Env, duration: float | None, metrics: Endpoint | None, kinds: frozenset[Kind], pressure: float,
+    env: Env, duration: float | None, metrics: Endpoint | None, kinds: frozenset[Kind], pressure: float, applies: bool,
     heal: bool, abort: bool, dry_run: bool, state: Path | None, recording: Recording | None,
 ) -> int:  # fmt: skip
     """The same as check, live, from conntrack events.
@@ -71,7 +78,9 @@ def watch(
     """
     from nat_rewriter.controller.watcher import Watcher
 
-    service = Service(env, _status)
+    if applies and dry_run:
+        raise click.UsageError("--apply and --dry-run do not go together")
+    service = Service(env, _status, functools.partial(_applier, state) if applies else None)
     mender = mender_of(lambda: service.configuration, heal=heal, abort=abort, dry_run=dry_run, state=state)
     live = env.terminal and os.environ.get("TERM") != "dumb"
     with ExitStack() as stack:
@@ -88,6 +97,12 @@ def watch(
         steps = service.attend(_until(stopped, duration), lambda new: _follow(watcher, new.policy, recording, books))
         _run(watcher, mender, show, steps)
     return EXIT_DONE
+
+
+def _applier(state: Path | None, configuration: Configuration) -> Applier:
+    from nat_rewriter.controller.applier import Applier
+
+    return Applier(log_of(state, configuration.table), warn)
 
 
 def _status(configuration: Configuration) -> str:

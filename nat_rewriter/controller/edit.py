@@ -106,9 +106,10 @@ class Editor:
             self._learn(replace(known, ruleset=known.ruleset + 1))
 
     def prepare(self) -> None:
-        """Find beforehand what the next edit would otherwise look for: some tens of milliseconds, for who stays."""
-        if self._known:
-            self._known = replace(self._known, mentions=Mentions(self._known.text))
+        """Learn beforehand what the next edit would otherwise ask for: some tens of milliseconds, for who stays."""
+        known = self._look()
+        if known and known.mentions is None:
+            self._known = replace(known, mentions=Mentions(known.text))
 
     def _look(self) -> InForce | None:
         """Return what is in force; the kernel vouches for it."""

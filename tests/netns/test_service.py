@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from operating import outcomes
 
 from netns_lab import Lab
 from netns_lab.host import end_process
@@ -100,6 +101,32 @@ def test_a_service_from_its_start_to_its_end(managed: Managed, config: Path, lab
     assert told.count("natctl: reload failed, the configuration before stays in force: ") == 2
     assert "nonsense" in told
     assert "reload: another table needs a restart: 'other'" in told
+
+
+def test_a_watch_that_applies_has_its_configuration_in_force(lab: Lab, tmp_path: Path) -> None:
+    config = lab.config()
+    service = Managed(lab, config, str(tmp_path / "notify"), "--apply", "--only", "ruleset-drift")
+    before = config.read_text()
+    try:
+        service.next("READY=1")
+        lab.natctl("diff", "--config", config, expect=0)
+        for text in (before + MORE, before + MORE.replace("9109", "9107"), before.replace('"drop"', '"count"')):
+            config.write_text(text)
+            assert "failed" not in service.hang_up()[1]
+            lab.natctl("diff", "--config", config, expect=0)
+        in_force = lab.egress.run(["nft", "list", "table", "inet", "natctl"]).stdout
+        config.write_text("nonsense = true")
+        assert service.hang_up()[1].endswith("; reload failed, see the log")
+        assert lab.egress.run(["nft", "list", "table", "inet", "natctl"]).stdout == in_force
+        service.process.terminate()
+        found, told = service.process.communicate(timeout=PATIENCE_S)
+    finally:
+        end_process(service.process)
+        service.socket.close()
+    assert found == ""  # at no time was anything in force but what it watched by
+    applied = re.findall(r"^natctl: applied: generation (\d+), in force within \d+ ms$", told, re.MULTILINE)
+    assert applied == ["1", "2", "3", "4"]
+    assert [action for _, action, _ in outcomes(lab)] == ["create", "update", "update", "rebuild"]
 
 
 def test_what_a_reload_changes_is_seen_and_the_rest_is_not_told_again(lab: Lab, config: Path, tmp_path: Path) -> None:
