@@ -80,6 +80,15 @@ def read_change(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> C
     return Change(wanted, listing, live, plan(wanted, listing, live, recorded))
 
 
+def read_foreign_edits(live: LiveTable | None, applied: Policy, nft: Nft) -> list[str]:
+    """Return how a live table differs from what was applied, as :func:`drift_lines`: what somebody else did to it."""
+    if live is None:
+        return []
+    made = render(applied)
+    listing = nft.listing_of(made.table, made.skeleton)
+    return list(drift_lines(Change(made, listing, live, plan(made, listing, live))))
+
+
 def apply(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> Change:
     """Make the kernel match the policy in one transaction, and return what was changed.
 

@@ -179,6 +179,7 @@ def test_a_change_of_the_configuration_is_shown_as_json(lab: Lab) -> None:
         "slices": {"added": [], "changed": [], "withdrawn": []},
         "rules": {"added": [], "withdrawn": []},
         "lines": [],
+        "foreign": [],
         "sets": {"dnat4": {"added": dict.fromkeys(keys, "10.0.0.3"), "removed": dict.fromkeys(keys, "10.0.0.2")}},
     }
     done = lab.natctl("apply", "--json", "--config", other, expect=0).json()

@@ -112,6 +112,20 @@ def test_as_json(busy: Lab) -> None:
     assert "9104 . 198.51.100.10" in found["sets"]["owned4_1"]["removed"]
 
 
+def test_what_somebody_else_has_changed_is_told_beside_what_the_configuration_changes(busy: Lab) -> None:
+    path = edited(busy, ('guard = "drop"', 'guard = "count"'))
+    busy.egress.nft("add element inet natctl soft4 { 203.0.113.99 }")
+    busy.egress.nft("insert rule inet natctl guard accept")
+    shown = busy.natctl("diff", "--config", path, expect=3).stdout
+    told, _, foreign = shown.partition("and takes back what somebody else has changed in the table:\n")
+    assert told == "~ controller guard: drop -> count\n"
+    lines = [line for line in foreign.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    assert lines == ["-\t\taccept", "-soft4: 203.0.113.99"]
+    assert busy.natctl("diff", "--json", "--config", path, expect=3).json()["foreign"] == foreign.splitlines()
+    busy.natctl("apply", "--config", path, expect=0)
+    assert busy.natctl("diff", "--json", "--config", edited(busy), expect=3).json()["foreign"] == []
+
+
 def test_after_a_reboot_everything_comes_anew(busy: Lab) -> None:
     busy.egress.nft("delete table inet natctl")
     shown = busy.natctl("diff", "--config", edited(busy), expect=3).stdout
