@@ -7,9 +7,12 @@ Needs of natctl's dependencies only click, as the commands import the others whe
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,8 +51,9 @@ def quoted(text: str) -> str:
 
 
 def title(name: str, section: int) -> str:
-    """Return the first line of a page."""
-    return f'.TH {quoted(name.upper())} {section} "" "natctl {__version__}" "natctl manual"'
+    """Return the first line of a page, with the day of what it is built from."""
+    day = date.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
+    return f'.TH {quoted(name.upper())} {section} {day} "natctl {__version__}" "natctl manual"'
 
 
 def heading(text: str) -> str:
@@ -167,8 +171,8 @@ def first_word(summary: str) -> str:
 
 
 def page(parts: Iterable[str]) -> str:
-    """Return a page of its parts."""
-    return "\n".join(parts) + "\n"
+    """Return a page of its parts; a heading begins a paragraph by itself."""
+    return re.sub(r"^(\.S[HS] .*\n)\.PP\n", r"\1", "\n".join(parts) + "\n", flags=re.MULTILINE)
 
 
 def reference_page(reference: str) -> str:

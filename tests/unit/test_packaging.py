@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
+from click.shell_completion import ShellComplete
 
-from nat_rewriter.cli.main import COMMANDS
+from nat_rewriter.cli.main import COMMANDS, natctl
 
 Completes = Callable[[str, Path, dict[str, str]], list[str]]
 
@@ -63,7 +65,7 @@ def test_pages_are_set_without_a_warning(pages: dict[str, Path]) -> None:
 def shown(page: Path) -> str:
     """Return a page as a reader sees it, on a very wide terminal."""
     groff = tool("groff", "groff-base")
-    return run(groff, "-man", "-Kutf8", "-Tascii", "-P-cbou", "-rLL=400n", "-rIN=4n", page).stdout
+    return run(groff, "-man", "-Kutf8", "-Tascii", "-P-cbou", "-rLL=400n", "-rIN=4n", "-rHY=0", page).stdout
 
 
 def test_a_page_has_all_that_the_help_has(pages: dict[str, Path]) -> None:
@@ -72,6 +74,44 @@ def test_a_page_has_all_that_the_help_has(pages: dict[str, Path]) -> None:
     for word in (*help_text.split(), "SYNOPSIS", "EXIT STATUS"):
         if word not in ("Usage:", "Options:", "Examples:"):
             assert word in page, word
+
+
+def command_tree(command: click.Command, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
+    """Yield a command and all below it, each with its context."""
+    yield command, context
+    if not isinstance(command, click.Group):
+        return
+    for name in command.list_commands(context):
+        inner = command.get_command(context, name)
+        assert inner
+        yield from command_tree(inner, click.Context(inner, info_name=name, parent=context))
+
+
+TREE = list(command_tree(natctl, click.Context(natctl, info_name="natctl", **natctl.context_settings)))
+
+
+def long_options(command: click.Command, context: click.Context) -> set[str]:
+    found = (word for param in command.get_params(context) for word in (*param.opts, *param.secondary_opts))
+    return {word for word in found if word.startswith("--")}
+
+
+def test_the_pages_have_every_command_and_option(pages: dict[str, Path]) -> None:
+    seen = {name: shown(page) for name, page in pages.items()}
+    for command, context in TREE:
+        page = seen[f"{'-'.join(context.command_path.split()[:2])}.1"]
+        missing = [word for word in (context.command_path, *long_options(command, context)) if word not in page]
+        assert not missing, context.command_path
+
+
+def test_shells_are_offered_every_command_and_option() -> None:
+    """What the three shells ask natctl for, and what click answers."""
+    completion = ShellComplete(natctl, {}, "natctl", "_NATCTL_COMPLETE")
+    for command, context in TREE:
+        words = context.command_path.split()[1:]
+        offered = {item.value for item in completion.get_completions(words, "--")}
+        assert offered >= long_options(command, context), context.command_path
+        if isinstance(command, click.Group):
+            assert {item.value for item in completion.get_completions(words, "")} == {*command.list_commands(context)}
 
 
 def test_the_page_of_the_configuration_has_every_key_and_value_of_the_reference(pages: dict[str, Path]) -> None:
@@ -155,7 +195,12 @@ def fish_completes(line: str, completions: Path, environment: dict[str, str]) ->
 
 
 SHELLS = {"bash": bash_completes, "zsh": zsh_completes, "fish": fish_completes}
-COMPLETED = {"natctl rend": "render", "natctl apply --dry": "--dry-run", "natctl lab dem": "demo"}
+COMPLETED = {
+    "natctl rend": "render",
+    "natctl apply --dry": "--dry-run",
+    "natctl pool acc": "accept",
+    "natctl pool export --format n": "nft",
+}
 
 
 @pytest.mark.parametrize("shell", SHELLS)
