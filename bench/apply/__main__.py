@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from bench import document
 from bench.apply.configuration import configuration, one_rule_a_slice
-from bench.observe.document import table
+from bench.document import table
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "apply.md"
-_BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 TABLE = "natctl"
 _CLONE_NEWNET = 0x40000000
 
@@ -46,7 +43,7 @@ def main() -> int:
             found.append(measure(count, family, options.times))
             print(found[-1], end="\n\n", flush=True)
     if not options.counts and not options.no_write:
-        _write(found)
+        document.write("apply.md", "measured", *found)
     return 0
 
 
@@ -134,22 +131,12 @@ def _table(title: str, took: dict[str, list[Took]], changes: dict[str, list[floa
 
 def _heading() -> str:
     version = subprocess.run(["nft", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
-    return (
-        f"`./dev bench apply` on {time.strftime('%Y-%m-%d')}: Linux {platform.release()}, {os.cpu_count()} processors "
-        f"with a load of {os.getloadavg()[0]:.1f} when it began, nft {version}."
-    )
+    return document.heading("apply", f"nft {version}")
 
 
 def _leave_network() -> None:
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) != 0:
         raise SystemExit("bench.apply: no network namespace of its own: run it as root, or by ./dev bench apply")
-
-
-def _write(tables: Sequence[str]) -> None:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    DOCUMENT.write_text("\n\n".join((before + _BEGIN, *tables, _END + after)), encoding="utf-8")
 
 
 if __name__ == "__main__":

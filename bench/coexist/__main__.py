@@ -34,7 +34,7 @@ def main() -> int:
         return 4
     if not options.parts and not options.no_write:
         tables.write(found)
-        print(f"written to {tables.DOCUMENT}", file=sys.stderr)
+        print(f"written to docs/{tables.DOCUMENT}", file=sys.stderr)
     return 0
 
 

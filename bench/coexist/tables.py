@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 from collections.abc import Mapping, Sequence
-from datetime import date
-from pathlib import Path
 
+from bench import document
 from bench.coexist.contention import Contention
 from bench.coexist.cost import KINDS
 from bench.coexist.load import Outcome
 from bench.coexist.ways import PLAIN
 from nat_rewriter.model.slices import PortRange
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "coexistence.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+DOCUMENT = "coexistence.md"
 
 
 def contention_table(ports: PortRange, seen: Mapping[str, Contention]) -> str:
@@ -38,18 +33,19 @@ def contention_table(ports: PortRange, seen: Mapping[str, Contention]) -> str:
         "", "sockets that connect", "hang", "leaked packets", "p50 ms", "p99 ms", "tries each", "CPU us a socket",
         "CPU us a client's connection",
     )  # fmt: skip
-    return f"{head}\n\n{markdown(columns, rows)}"
+    return document.table(head, columns, rows)
 
 
 def cost_table(seen: Mapping[str, Mapping[str, float]]) -> str:
     """Return nanoseconds per packet and their ratio to one plain SNAT rule."""
     rows = [(name, *(_with_ratio(ns, seen[PLAIN][kind]) for kind, ns in kinds.items())) for name, kinds in seen.items()]
-    return (
+    title = (
         "A hundred clients with a slice each, against one plain SNAT rule for all; microseconds a packet (and times "
         "plain SNAT), median. The first column includes the client's own work, the others are the egress host's alone; "
-        "the last one is a packet of a flow that is there already:\n\n"
-        + markdown(("", *(f"first packet, {kind}" if kind != "established" else kind for kind in KINDS)), rows)
+        "the last one is a packet of a flow that is there already:"
     )
+    columns = ("", *(f"first packet, {kind}" if kind != "established" else kind for kind in KINDS))
+    return document.table(title, columns, rows)
 
 
 def reuse_table(seen: Mapping[str, Outcome]) -> str:
@@ -59,28 +55,16 @@ def reuse_table(seen: Mapping[str, Outcome]) -> str:
         for name, one in seen.items()
     ]
     columns = ("", "connections/s", "waited for a second SYN", "hang", "broken", "p50 ms", "p99 ms")
-    return (
+    title = (
         "Short connections of 50 clients, 64 at a time, through 1,000 ports to one server port that closes first, "
-        f"after each port was used once:\n\n{markdown(columns, rows)}"
+        "after each port was used once:"
     )
-
-
-def markdown(columns: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def where() -> str:
-    """Return what was measured on."""
-    return f"Linux {platform.release()}, {os.cpu_count()} processors, {date.today():%Y-%m-%d}. Use the ratios."
+    return document.table(title, columns, rows)
 
 
 def write(tables: Sequence[str]) -> None:
-    """Put the tables between the marks in the documentation."""
-    text = DOCUMENT.read_text()
-    body = "\n\n".join((BEGIN, where(), *tables, END))
-    DOCUMENT.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: body, text, flags=re.DOTALL))
+    """Put the tables into the documentation."""
+    document.write(DOCUMENT, "measured", document.where(), *tables)
 
 
 def _with_ratio(nanoseconds: float, plain: float) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from math import inf
-from pathlib import Path
 
+from bench import document
+from bench.document import table
 from bench.fleet import hosts
 from bench.fleet.churn import churn
 from bench.fleet.filling import OF_HOST, Weight, weigh
@@ -22,12 +20,10 @@ from bench.fleet.place import cluster, pool_of
 from bench.fleet.simulation import Cluster, Pause, storm
 from bench.fleet.storms import BEGIN, QUESTIONS, RENEW, Asked, ask
 from bench.fleet.watching import watch_fan_out
-from bench.observe.document import table
 from nat_rewriter.model.pools import StoreAddress
 from nat_rewriter.pool import open_store
 from nat_rewriter.pool.demand import pause_in_vain_s
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "fleet.md"
 _TTL_S, _STEPS = 30, 5
 
 
@@ -46,7 +42,7 @@ def main() -> int:
         found = "\n\n".join((_heading(part), *_PARTS[part](options)))
         print(found, end="\n\n", flush=True)
         if options.write:
-            _write(part, found)
+            document.write("fleet.md", f"measured {part}", found)
     return 0
 
 
@@ -196,18 +192,7 @@ _PARTS: dict[str, Callable[[argparse.Namespace], list[str]]] = {
 
 def _heading(part: str) -> str:
     version = subprocess.run(["etcd", "--version"], capture_output=True, text=True, check=True).stdout.split()[2]
-    return (
-        f"`./dev bench fleet {part}` on {time.strftime('%Y-%m-%d')}: Linux {platform.release()}, {os.cpu_count()} "
-        f"processors for hosts and cluster together, a load of {os.getloadavg()[0]:.1f} before, etcd {version}."
-    )
-
-
-def _write(part: str, found: str) -> None:
-    begin, end = f"<!-- measured {part}: begin -->", f"<!-- measured {part}: end -->"
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    DOCUMENT.write_text(f"{before}{begin}\n\n{found}\n\n{end}{after}", encoding="utf-8")
+    return document.heading(f"fleet {part}", f"etcd {version}; hosts and cluster share the processors")
 
 
 if __name__ == "__main__":

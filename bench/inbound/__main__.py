@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
+from bench import document
 from bench.coexist.load import NoCompiler
-from bench.coexist.tables import markdown, where
 from bench.inbound.following import following
 from bench.inbound.place import Place, place
 from bench.packets.place import NotMeasured
@@ -19,8 +17,6 @@ from nat_rewriter.errors import NatctlError
 from netns_lab.enter import enter_if_needed
 
 ROUNDS = 8
-DOCUMENT = Path(__file__).parents[2] / "docs" / "inbound.md"
-BEGIN, END = "<!-- inbound: begin -->", "<!-- inbound: end -->"
 FLOOR, ROUTE = "dropped on arrival", "forwarded by a route"
 WAYS: Mapping[str, Callable[[Place], None]] = {
     FLOOR: Place.drop,
@@ -55,15 +51,14 @@ def main() -> int:
         print(f"bench.inbound: {error}", file=sys.stderr)
         return 4
     if options.write:
-        body = "\n\n".join((BEGIN, where(), *tables, END))
-        DOCUMENT.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: body, DOCUMENT.read_text(), flags=re.DOTALL))
+        document.write("inbound.md", "inbound", document.where(), *tables)
     return 0
 
 
 def _shown(family: int, count: int, times: int) -> str:
     seen = _measured(family, count, times)
     spent = statistics.median(seen[ROUTE])
-    table = f"{count:,} slices of IPv{family}; by a route a packet takes {spent:.0f} ns in all:\n\n{_table(seen)}"
+    table = _table(f"{count:,} slices of IPv{family}; by a route a packet takes {spent:.0f} ns in all:", seen)
     print(table, end="\n\n", flush=True)
     return table
 
@@ -82,7 +77,7 @@ def _measured(family: int, count: int, times: int) -> dict[str, list[float]]:
     return seen
 
 
-def _table(seen: Mapping[str, Sequence[float]]) -> str:
+def _table(title: str, seen: Mapping[str, Sequence[float]]) -> str:
     """Return what packets cost, by what they cost by a route: medians of turns, between which the speed changes."""
     floor, route = seen[FLOOR], seen[ROUTE]
     rows = []
@@ -92,7 +87,7 @@ def _table(seen: Mapping[str, Sequence[float]]) -> str:
             (value - least) / (plain - least) for value, plain, least in zip(values, route, floor, strict=True)
         )
         rows.append((name, f"{whole:.2f}", f"{share:.2f}"))
-    return markdown(("times a route", "sender, host and receiver", "host alone"), rows)
+    return document.table(title, ("times a route", "sender, host and receiver", "host alone"), rows)
 
 
 if __name__ == "__main__":

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench.observe import document
+from bench import document
+from bench.document import table
 from bench.observe.configuration import ADDRESSES, write_configuration
 from bench.observe.costs import Cost, compare, natctl
 from bench.observe.events import Kept, highest_rate
 from bench.observe.place import NotHere, Programs, measuring_place
 from bench.observe.storms import storms
 
+DOCUMENT = "observe.md"
 CONNTRACK, FLOOR = "`conntrack -L -o extended`", "raw `recv` in C, counting only"
 _LOCAL = ("--only", "port-leaked,port-remapped")
 _SMALL = 1000
@@ -40,8 +39,8 @@ def main() -> int:
         print(f"bench.observe: {error}", file=sys.stderr)
         return 4
     if not options.parts and not options.no_write:
-        document.write(found)
-        print(f"written to {document.DOCUMENT}", file=sys.stderr)
+        document.write(DOCUMENT, "measured", *found)
+        print(f"written to docs/{DOCUMENT}", file=sys.stderr)
     return 0
 
 
@@ -58,10 +57,7 @@ def _measured(part: Part, options: argparse.Namespace) -> str:
 
 def _heading() -> str:
     version = subprocess.run(["conntrack", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    return (
-        f"`./dev bench observe` on {time.strftime('%Y-%m-%d')}: Linux {platform.release()}, "
-        f"{os.cpu_count()} processors with a load of {os.getloadavg()[0]:.1f} when it began, {version}."
-    )
+    return document.heading("observe", version)
 
 
 def measure_dumps(programs: Programs, directory: Path, options: argparse.Namespace) -> str:
@@ -134,7 +130,7 @@ def measure_storms(programs: Programs, directory: Path, options: argparse.Namesp
         for number, found in enumerate(storms(programs.flood, config, options.events, 100_000, options.storms), 1)
     ]  # fmt: skip
     columns = ("storm", "events", "events/s", "lost", "told", "resync, s", "entries left", "table equal", "peak MiB")
-    return document.table("Storms, with the reader stopped for two seconds in the middle:", columns, rows)
+    return table("Storms, with the reader stopped for two seconds in the middle:", columns, rows)
 
 
 PARTS: dict[str, Part] = {
@@ -169,7 +165,7 @@ def _cost_table(title: str, costs: Mapping[str, Cost], *, ratios: bool = True) -
                 f"{cost.cpu_s / floor.cpu_s:.2f}",
             ]  # fmt: skip
         rows.append(row)
-    return document.table(title, columns, rows)
+    return table(title, columns, rows)
 
 
 def _event_table(kept: Mapping[str, Kept]) -> str:
@@ -182,7 +178,7 @@ def _event_table(kept: Mapping[str, Kept]) -> str:
         for name, one in kept.items()
     ]  # fmt: skip
     columns = ("", "events/s without loss", "processor us an event", "x rate of conntrack -E", "x its processor time")
-    return document.table("Events, half of them NEW, half DESTROY:", columns, rows)
+    return table("Events, half of them NEW, half DESTROY:", columns, rows)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import argparse
 import sys
 
 from bench.coexist.load import NoCompiler
-from bench.packets import document
 from bench.packets.measuring import PLAIN, WAYS, costs
 from bench.packets.place import NotMeasured, Shape
+from bench.packets.tables import table, write
 from nat_rewriter.errors import NatctlError
 from netns_lab.enter import enter_if_needed
 
@@ -28,20 +28,20 @@ def main() -> int:
     try:
         enter_if_needed()
         tables = [
-            _shown(document.table(shape, costs(shape, options.times, ways)))
+            _shown(table(shape, costs(shape, options.times, ways)))
             for shape in (Shape(family, count) for family in options.family for count in options.slices)
         ]
     except (NoCompiler, NotMeasured, NatctlError) as error:
         print(f"bench.packets: {error}", file=sys.stderr)
         return 4
     if options.write:
-        document.write(tables)
+        write(tables)
     return 0
 
 
-def _shown(table: str) -> str:
-    print(table, end="\n\n", flush=True)
-    return table
+def _shown(text: str) -> str:
+    print(text, end="\n\n", flush=True)
+    return text
 
 
 if __name__ == "__main__":

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import re
 import resource
 import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from bench import document
 from bench.proxy.engines import ENGINES, FRONT, haproxy_twice, natctl, started
 from bench.proxy.place import measuring_place, memory_mib, processor_s, tree
 from bench.proxy.ten_ports import DESTINATIONS, EACH, carried
 
-DOCUMENTS = Path(__file__).parents[2] / "docs"
 WIDE = "10000-59999"
 FLOWS, AT_ONCE = 8, 64
 HELD = 10_000
@@ -46,6 +42,7 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="leave the documents as they are")
     options = parser.parse_args()
     version = subprocess.run(["haproxy", "-v"], capture_output=True, text=True, check=True).stdout.split()[2]
+    heading = _heading(version, options.rounds)
     with measuring_place() as (load, directory, server):
         runs: dict[str, list[Run]] = {name: [] for name in ENGINES}
         for _ in range(options.rounds):
@@ -56,19 +53,12 @@ def main() -> None:
             "`natctl proxy`": _hold(load, natctl(directory, WIDE, 2 * HELD), HELD),
             "HAProxy, TCP mode, two processes": _hold(load, haproxy_twice(directory, *HALVES), HELD),
         }
-    heading, short = _heading(version, options.rounds), _short_table(runs)
+    short = _short_table(runs)
     found = "\n\n".join((heading, _flow_table(runs), short, _memory_table(held), _ports_table(carried())))
     print(found)
     if not options.no_write:
-        _write(DOCUMENTS / "proxy.md", "measured", found)
-        _write(DOCUMENTS / "strategies.md", "proxies", f"{heading}\n\n{short}")
-
-
-def _write(document: Path, mark: str, found: str) -> None:
-    """Put what was found between the marks of a document."""
-    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
-    body = f"{begin}\n\n{found}\n\n{end}"
-    document.write_text(re.sub(f"{begin}.*{end}", lambda _: body, document.read_text(), flags=re.DOTALL))
+        document.write("proxy.md", "measured", found)
+        document.write("strategies.md", "proxies", heading, short)
 
 
 def _run(load: str, pid: int, server: int, seconds: float) -> Run:
@@ -107,10 +97,10 @@ def _hold(load: str, command: Sequence[str], count: int) -> tuple[int, float, fl
 
 
 def _heading(version: str, rounds: int) -> str:
-    return (
-        f"`./dev bench proxy` on {time.strftime('%Y-%m-%d')}: Linux {platform.release()}, {os.cpu_count()} processors "
-        f"with a load of {os.getloadavg()[0]:.1f}, HAProxy {version.split('-')[0]}; medians of {rounds} rounds, in "
-        "turns, everything on the loopback device of one namespace. Two workers, two threads."
+    return document.heading(
+        "proxy",
+        f"HAProxy {version.split('-')[0]}; medians of {rounds} rounds, in turns, everything on the loopback device of "
+        "one namespace; two workers, two threads",
     )
 
 

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from bench import document
 from bench.coexist.load import NoCompiler
 from bench.routing.measuring import NOTHING, Measured, measure
 from nat_rewriter.errors import NatctlError
 from netns_lab.enter import enter_if_needed
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "routing.md"
-BEGIN, END = "<!-- costs: begin -->", "<!-- costs: end -->"
-HEAD = (
-    "| in place | packet received, own address | packet received, port of the slice | datagram sent "
-    "| TCP connect, median | 99th percentile |\n|---|---|---|---|---|---|"
-)
+DOCUMENT = "routing.md"
+COLUMNS = (
+    "in place", "packet received, own address", "packet received, port of the slice", "datagram sent",
+    "TCP connect, median", "99th percentile",
+)  # fmt: skip
 NAMES = {NOTHING: "nothing", "off": "rules and marks alone (`off`)"}
 
 
 def main() -> int:
     """Run it."""
     parser = argparse.ArgumentParser(prog="bench.routing", description="Measure what answers to early demux cost.")
-    parser.add_argument("--no-write", action="store_true", help=f"leave docs/{DOCUMENT.name} as it is")
+    parser.add_argument("--no-write", action="store_true", help=f"leave docs/{DOCUMENT} as it is")
     options = parser.parse_args()
     try:
         enter_if_needed()
@@ -33,8 +32,8 @@ def main() -> int:
         return 4
     print(table)
     if not options.no_write:
-        write(table)
-        print(f"written to {DOCUMENT}", file=sys.stderr)
+        document.write(DOCUMENT, "costs", table)
+        print(f"written to docs/{DOCUMENT}", file=sys.stderr)
     return 0
 
 
@@ -42,25 +41,18 @@ def costs_table(found: dict[str, Measured]) -> str:
     """Return the costs as a table, each with its ratio to nothing in place."""
     base = found[NOTHING]
     rows = [_row(NAMES.get(way, f"`{way}`"), measured, base) for way, measured in found.items()]
-    return "\n".join((HEAD, *rows))
+    return document.table(document.where(), COLUMNS, rows)
 
 
-def write(table: str) -> None:
-    """Put the table into the documentation, in place of the one before."""
-    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
-
-
-def _row(name: str, measured: Measured, base: Measured) -> str:
-    cells = [
+def _row(name: str, measured: Measured, base: Measured) -> tuple[str, ...]:
+    return (
+        name,
         f"{measured.receive_ns:.0f} ns ({measured.receive_ns / base.receive_ns:.2f})",
         f"{measured.receive_slice_ns:.0f} ns ({measured.receive_slice_ns / base.receive_slice_ns:.2f})",
         f"{measured.send_ns:.0f} ns ({measured.send_ns / base.send_ns:.2f})",
         f"{measured.connect_us:.1f} µs ({measured.connect_us / base.connect_us:.2f})",
         f"{measured.connect_p99_us:.1f} µs",
-    ]
-    return f"| {name} | {' | '.join(cells)} |"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from bench.coexist.load import NoCompiler
-from bench.strategies import document
+from bench.strategies import tables
 from bench.strategies.contention import contend
 from bench.strategies.speed import measure_bulk, measure_speed
 from bench.strategies.ways import all_ways, bare_range
@@ -29,7 +29,7 @@ def main() -> int:
             text = _measured(part)
             print(text, end="\n\n", flush=True)
             if not options.no_write:
-                document.write(part, text)
+                tables.write(part, text)
     except (NoCompiler, NatctlError) as error:
         print(f"bench.strategies: {error}", file=sys.stderr)
         return 4
@@ -38,11 +38,11 @@ def main() -> int:
 
 def _measured(part: str) -> str:
     if part == "speed":
-        return document.speed_table(all_ways(), measure_speed([*all_ways(), bare_range()]))
+        return tables.speed_table(all_ways(), measure_speed([*all_ways(), bare_range()]))
     if part == "contention":
-        return document.contention_table({way.name: contend(way) for way in all_ways()})
+        return tables.contention_table({way.name: contend(way) for way in all_ways()})
     held = [name for name, each in STRATEGIES.items() if each.holds]
-    return document.bulk_table(measure_bulk(held), measure_bulk(held, connected=True))
+    return tables.bulk_table(measure_bulk(held), measure_bulk(held, connected=True))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from bench.coexist.tables import DOCUMENT, markdown, where
+from bench import document
 from bench.packets.measuring import KINDS, Costs
 from bench.packets.place import Shape
-
-BEGIN, END = "<!-- packets: begin -->", "<!-- packets: end -->"
 
 
 def table(shape: Shape, seen: Costs) -> str:
@@ -19,11 +16,9 @@ def table(shape: Shape, seen: Costs) -> str:
         for name, kinds in seen.items()
     ]
     plural = "slice" if shape.count == 1 else "slices"
-    return f"{shape.count:,} {plural} of IPv{shape.family}:\n\n{markdown(('', *KINDS), rows)}"
+    return document.table(f"{shape.count:,} {plural} of IPv{shape.family}:", ("", *KINDS), rows)
 
 
 def write(tables: Sequence[str]) -> None:
-    """Put the tables between the marks in the documentation."""
-    body = "\n\n".join((BEGIN, where(), *tables, END))
-    text = DOCUMENT.read_text()
-    DOCUMENT.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: body, text, flags=re.DOTALL))
+    """Put the tables into the documentation."""
+    document.write("coexistence.md", "packets", document.where(), *tables)

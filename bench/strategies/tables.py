@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from bench.coexist.tables import markdown, where
+from bench import document
 from bench.strategies.contention import HELD, PORTS, WANTED, Contention
 from bench.strategies.speed import CONNECTIONS, LEASES, NATIVE, ROUNDS, Bulk, Speed
 from bench.strategies.ways import BARE_RANGE, Way
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "strategies.md"
 
 
 def speed_table(ways: Sequence[Way], seen: Mapping[str, Speed]) -> str:
@@ -35,11 +31,12 @@ def speed_table(ways: Sequence[Way], seen: Mapping[str, Speed]) -> str:
         "CPU us each",
         "protects against",
     )
-    return (
+    title = (
         f"One thread of Python, {CONNECTIONS} connections one after the other, each figure the best of {ROUNDS} rounds;"
         f" the time is the application's, from the call until the socket is connected. {BARE_RANGE} is what port-range "
-        f"is made of, with nothing around it. {where()}\n\n{markdown(columns, rows)}"
+        f"is made of, with nothing around it. {document.where()}"
     )
+    return document.table(title, columns, rows)
 
 
 def bulk_table(held: Mapping[str, Bulk], connected: Mapping[str, Bulk]) -> str:
@@ -52,22 +49,22 @@ def bulk_table(held: Mapping[str, Bulk], connected: Mapping[str, Bulk]) -> str:
         for name, one in held.items()
     ]  # fmt: skip
     columns = ("", "leases/s", "a CPU second", "leased and connected/s", "a CPU second")
-    return f"`acquire_many` of {LEASES} leases, best of {ROUNDS} rounds. {where()}\n\n{markdown(columns, rows)}"
+    return document.table(
+        f"`acquire_many` of {LEASES} leases, best of {ROUNDS} rounds. {document.where()}", columns, rows
+    )
 
 
 def contention_table(seen: Mapping[str, Contention]) -> str:
     """Return how connections fared beside NAT flows."""
     rows = [(name, one.exact, one.moved, one.failed, one.leaked, f"{one.longest_ms:.1f}") for name, one in seen.items()]
     columns = ("", "with their port", "with another port", "failed", "leaked packets", "longest ms")
-    return (
+    title = (
         f"{len(PORTS)} ports, {HELD} of them held by NAT flows to one server, {WANTED} local connections to it. "
-        f"{where()}\n\n{markdown(columns, rows)}"
+        f"{document.where()}"
     )
+    return document.table(title, columns, rows)
 
 
 def write(part: str, table: str) -> None:
-    """Put a table between its marks in the documentation."""
-    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
-    text = DOCUMENT.read_text(encoding="utf-8")
-    body = f"{begin}\n\n{table}\n\n{end}"
-    DOCUMENT.write_text(re.sub(f"{begin}.*{end}", lambda _: body, text, flags=re.DOTALL), encoding="utf-8")
+    """Put a table into the documentation."""
+    document.write("strategies.md", part, table)
