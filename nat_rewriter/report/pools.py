@@ -21,10 +21,7 @@ def holding_object(pool: Pool, holding: Holding) -> dict[str, Any]:
     """
     quarantine = {"quarantine_s": round(holding.quarantine_s, 1)} if holding.quarantine_s else {}
     return {
-        "pool": pool.name,
-        "slice": pool.slice_of(holding.block).name,
-        "address": str(holding.block.address),
-        "ports": str(holding.block.ports),
+        **_block_fields(pool, holding.block),
         "host": holding.host,
         "state": _state(holding),
         "since": time_text(holding.since),
@@ -58,10 +55,7 @@ def change_line(change: Change) -> str:
 def move_object(pool: Pool, move: Move, took_s: float) -> dict[str, Any]:
     """Return a move that is done as JSON has it: the slice, both hosts, and what became of its flows."""
     return {
-        "pool": pool.name,
-        "slice": pool.slice_of(move.block).name,
-        "address": str(move.block.address),
-        "ports": str(move.block.ports),
+        **_block_fields(pool, move.block),
         "host": move.giver,
         "to": move.taker,
         "flows": move.count.sent - move.count.clashed,
@@ -126,6 +120,11 @@ def slice_text(owned: Slice) -> str:
     return (
         f'[[slice]]\nname = "{owned.name}"\naddress = "{owned.address}"\nports = [{ports}]\nprotocols = [{protocols}]\n'
     )
+
+
+def _block_fields(pool: Pool, block: Block) -> dict[str, str]:
+    owned = pool.slice_of(block)
+    return {"pool": pool.name, "slice": owned.name, "address": str(block.address), "ports": str(block.ports)}
 
 
 def _state(holding: Holding) -> str:
