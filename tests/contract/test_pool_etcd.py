@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from nat_rewriter.controller.pool_checks import check_store
 from nat_rewriter.errors import StateError
+from nat_rewriter.model.checkup import Answer
 from nat_rewriter.model.pools import Pool, StoreAddress
 from nat_rewriter.model.slices import PortRange
 from nat_rewriter.pool import etcd_requests as etcd
@@ -171,8 +173,11 @@ def test_faults_of_the_endpoints_that_answer(tmp_path: Path, monkeypatch: pytest
     with open_store(address) as store:
         with pytest.raises(StateError, match="no endpoint of etcd could answer"):
             store.known_faults()
+        assert check_store(address).answer is Answer.UNKNOWN
         monkeypatch.setattr(EtcdClient, "versions", lambda _: {"a:1": "3.4.23", "b:1": "3.5.13"})
         (fault,) = store.known_faults()
         assert fault.endswith("(etcd issue 15247, mended in 3.4.31 and 3.5.13): a:1 is 3.4.23")
+        assert check_store(address).found == fault
         monkeypatch.setattr(EtcdClient, "versions", lambda _: {"a:1": "3.6.1"})
         assert store.known_faults() == []
+        assert check_store(address).answer is Answer.YES

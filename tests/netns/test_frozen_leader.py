@@ -23,6 +23,7 @@ from nat_rewriter.model.slices import PortRange
 from nat_rewriter.pool import etcd_requests as etcd
 from nat_rewriter.pool import open_store
 from nat_rewriter.pool.etcd_client import EtcdClient
+from nat_rewriter.pool.etcd_faults import ends_leases_early
 from netns_lab.etcd_cluster import Cluster, Place
 from netns_lab.host import TOOL_PATH
 from netns_lab.running_agent import RunningAgent, wait_until
@@ -186,3 +187,12 @@ def test_no_two_use_a_slice_of_which_etcd_let_go(
     assert taker.told("quarantined")
     assert taker.told("usable")
     assert "before its term ended" in user.wait_for("lost")["detail"]
+
+
+def test_the_agent_warns_of_such_an_etcd(address: StoreAddress, user: RunningAgent) -> None:
+    client = EtcdClient(address)
+    faulty = any(map(ends_leases_early, client.versions().values()))
+    client.close()
+    user.wait_for("applied")
+    warned = "etcd may end the terms of hosts early"
+    assert wait_until(lambda: user.warnings().count(warned) == int(faulty), PATIENCE_S)
