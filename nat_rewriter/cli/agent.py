@@ -16,7 +16,7 @@ from nat_rewriter.cli.env import Env, common_options
 from nat_rewriter.cli.pool_words import host_name
 from nat_rewriter.cli.service import Service, stop_signals
 from nat_rewriter.cli.state import log_of, state_option, warn
-from nat_rewriter.errors import EXIT_DONE, NatctlError, StateError
+from nat_rewriter.errors import EXIT_DONE, NatctlError, StateError, UsageError
 
 if TYPE_CHECKING:
     from nat_rewriter.controller.agent import Agent
@@ -55,7 +55,7 @@ def agent(env: Env, host: str, give_back: bool, state: Path | None) -> int:
     service = Service(env, _status)
     configuration = service.configuration
     if not configuration.policy.pools:  # before a store is opened, which may make its file
-        raise NatctlError("hold slices", "there is no [[pool]] in the configuration", configuration.source)
+        raise UsageError("hold slices", "there is no [[pool]] in the configuration", configuration.source)
     with ExitStack() as stack:
         stopped = stack.enter_context(stop_signals())
         store = stack.enter_context(open_store(configuration.policy.store))

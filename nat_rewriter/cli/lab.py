@@ -97,7 +97,8 @@ def shell(words: tuple[str, ...], name: str) -> None:
     try:
         os.execvpe(command[0], command, environment)
     except OSError as error:
-        raise NatctlError("run in lab", error.strerror or "cannot be run", command[0]) from None
+        hosts = "" if words[:1] != command[:1] else f", and no host either: {', '.join(HOSTS)}"
+        raise NatctlError("run in lab", f"{(error.strerror or 'cannot be run').lower()}{hosts}", command[0]) from None
 
 
 @lab.command(

@@ -220,7 +220,7 @@ def test_remove_takes_the_terms_away(
 
 def test_what_an_agent_cannot_do(fleet: Lab, config: Callable[..., Path], tmp_path: Path) -> None:
     path = fleet.config()
-    told = fleet.natctl("agent", "--config", path, "--state", tmp_path / "state", expect=1)
+    told = fleet.natctl("agent", "--config", path, "--state", tmp_path / "state", expect=2)
     assert "there is no [[pool]] in the configuration" in told.stderr
     path = fleet.config_file(CONFIG.format(ports="9216-10239", size=256, hold_down=1, more="", store=tmp_path / "new"))
     told = fleet.natctl("agent", "--config", path, "--state", tmp_path / "state", expect=1)

@@ -52,6 +52,9 @@ def test_a_lab_stays_up_until_it_is_taken_down(natctl_lab: Run, name: str) -> No
     inside = natctl_lab("shell", "egress", "--name", name, "--", "ip", "-br", "addr")
     assert "198.51.100.10/32" in inside.stdout
     assert natctl_lab("shell", "client", "--name", name, "--", "sh", "-c", "exit 7").returncode == 7
+    told = natctl_lab("shell", "cleint", "--name", name)
+    assert told.returncode == 1
+    assert "no such file or directory, and no host either: client, egress, server, upstream: 'cleint'" in told.stderr
     assert natctl_lab("down", name).stdout == f"lab {name} is down\n"
     assert name not in natctl_lab("list").stdout
 
