@@ -6,6 +6,7 @@ of twenty thousand slices out of such a set takes the kernel 16 ms, for it looks
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ def block_elements(slices: Iterable[Slice], family: int) -> dict[str, dict[str, 
     for owned in filter(is_in_blocks, slices):
         address = address_text(owned.address)
         for ports in owned.ranges:
-            for size, first in _split(ports, SIZES):
+            for size, first in _split(ports):
                 sets[size][f"{first} . {address}"] = ""
     return found
 
@@ -74,22 +75,27 @@ def confining_elements(slices: Iterable[Slice], family: int) -> dict[str, dict[s
         address = address_text(owned.address)
         for ports in parts_of(owned):
             place = own_range(owned, ports, family)
-            for size, first in _split(ports, SIZES):
+            for size, first in _split(ports):
                 maps[size][f"{first} . {address}"] = place
     return found
 
 
-def _split(ports: PortRange, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield size and first port of aligned blocks: as many of the largest size as lie in the range, then the rest."""
+@functools.lru_cache(maxsize=1 << 14)
+def _split(ports: PortRange) -> tuple[tuple[int, int], ...]:
+    """Return size and first port of aligned blocks: as many of the largest size as lie in the range, then the rest."""
+    return tuple(_largest_first(ports, SIZES))
+
+
+def _largest_first(ports: PortRange, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
     if not sizes:
         return
     size = sizes[0]
     begin, end = -(-ports.first // size) * size, (ports.last + 1) // size * size
     if begin >= end:
-        yield from _split(ports, sizes[1:])
+        yield from _largest_first(ports, sizes[1:])
         return
     yield from ((size, first) for first in range(begin, end, size))
     if ports.first < begin:
-        yield from _split(PortRange(ports.first, begin - 1), sizes[1:])
+        yield from _largest_first(PortRange(ports.first, begin - 1), sizes[1:])
     if end <= ports.last:
-        yield from _split(PortRange(end, ports.last), sizes[1:])
+        yield from _largest_first(PortRange(end, ports.last), sizes[1:])

@@ -75,11 +75,13 @@ class FamilyRule:
         return None
 
     @property
-    def shape(self) -> tuple[object, ...]:
-        """What two rules must share, besides having one target each, to become one statement."""
+    def shape(self) -> tuple[object, ...] | None:
+        """What two rules must share to become one statement; None where the rule is a statement of its own."""
+        if not self.source or self.only_target is None:
+            return None
         rule = self.rule
         same = (rule.iifname, rule.oifname, self.destination, rule.mark, rule.exclude, rule.exclude_source)
-        return (*same, rule.timestamps, tuple(protocols for protocols, _ in self.targets))
+        return (*same, rule.timestamps, self.targets[0][0])
 
 
 def rewriting_of(rules: Sequence[SnatRule], family: int) -> Rewriting:
@@ -117,15 +119,17 @@ def _dnat_keys(rule: DnatRule) -> Iterator[str]:
 
 def _in_family(rule: SnatRule, family: int) -> FamilyRule | None:
     source = _of_family(rule.source, family)
+    if rule.source and not source:
+        return None
     destination = _of_family(rule.destination, family)
-    if (rule.source and not source) or (rule.destination and not destination):
+    if rule.destination and not destination:
         return None
     targets = _targets(rule, family)
     return FamilyRule(rule, family, source, destination, targets) if targets or family in rule.waits_for else None
 
 
 def _of_family(networks: Sequence[Network], family: int) -> tuple[Network, ...]:
-    return tuple(network for network in networks if network.version == family)
+    return tuple([network for network in networks if network.version == family])
 
 
 def _targets(rule: SnatRule, family: int) -> tuple[tuple[tuple[Protocol, ...], tuple[Target, ...]], ...]:
@@ -149,21 +153,18 @@ def _targets(rule: SnatRule, family: int) -> tuple[tuple[tuple[Protocol, ...], t
 def _runs(rules: Sequence[FamilyRule]) -> Iterator[list[FamilyRule]]:
     """Split the rules into runs whose sources do not meet: within a run the order does not matter."""
     run: list[FamilyRule] = []
-    clients = _Clients()
+    clients, common = _Clients(), None
     for rule in rules:
-        if run and _mergeable(run[0], rule) and clients.add_all(rule.source):
+        shape = rule.shape
+        if shape is not None and shape == common and clients.add_all(rule.source):
             run.append(rule)
             continue
         if run:
             yield run
-        run, clients = [rule], _Clients()
+        run, clients, common = [rule], _Clients(), shape
         clients.add_all(rule.source)
     if run:
         yield run
-
-
-def _mergeable(one: FamilyRule, other: FamilyRule) -> bool:
-    return all(rule.source and rule.only_target for rule in (one, other)) and one.shape == other.shape
 
 
 class _Clients:
@@ -175,7 +176,7 @@ class _Clients:
 
     def add_all(self, networks: Sequence[Network]) -> bool:
         """Add the networks if none of them meets one already here; tell whether they were added."""
-        spans = [(int(network.network_address), int(network.broadcast_address)) for network in networks]
+        spans = [_span(network) for network in networks]
         if any(self._meets(first, last) for first, last in spans):
             return False
         for first, last in spans:
@@ -188,6 +189,11 @@ class _Clients:
         place = bisect_left(self._first, first)
         before = place > 0 and self._last[place - 1] >= first
         return before or (place < len(self._first) and self._first[place] <= last)
+
+
+def _span(network: Network) -> tuple[int, int]:
+    first = int(network.network_address)  # and not from broadcast_address, which takes as long as all else here
+    return first, first + (1 << network.max_prefixlen - network.prefixlen) - 1
 
 
 def _add_single(result: Rewriting, rule: FamilyRule) -> None:
