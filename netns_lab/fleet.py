@@ -30,7 +30,8 @@ from netns_lab.traffic import Traffic
 _ENDPOINTS = [(topology.node_address(node), 2379) for node in topology.NODES]
 _HOST_OF_MAC = {topology.host_mac(host): f"host{host}" for host in topology.HOSTS}
 RECOVERY_S = 180.0
-_PATIENCE_S = 5.0  # for what was sent some time ago to have had its answer
+# etcd's revocations by one that was the leader: 16 at a time, of which each waits for up to 7 s.
+_REVOKED_WITHIN_S = 15.0
 
 
 class Fleet:
@@ -197,7 +198,7 @@ class Fleet:
         """Let all of them go on: one that was the leader may end leases that its successor has prolonged."""
         for node, since in self._frozen.items():
             self.node(node).wake()
-            self.judge.doubted(since, time.time() + settings.TTL_S)
+            self.judge.doubted(since, time.time() + _REVOKED_WITHIN_S)
         self._frozen.clear()
 
     def isolate(self, node: int) -> None:
@@ -276,6 +277,17 @@ class Fleet:
             transfer.outcome = f"host{giver} holds nothing"
         return transfer
 
+    def finish_transfer(self, patience_s: float) -> None:
+        """Wait until the slice that was handed over last is with its taker, and its flows are answered there."""
+        transfer = self.transfers[-1]
+
+        def finished() -> bool:
+            self.breaches()
+            return bool(transfer.outcome) and transfer.unanswered() == 0
+
+        wait_until(finished, patience_s)
+        transfer.end()
+
     def _staying_in(self, host: int, address: str, ports: PortRange) -> int:
         return len(self.traffic.staying(clients_of(self.hosts[host], address, ports)))
 
@@ -353,6 +365,7 @@ class Fleet:
         packets = f"{sum(judge.packets.values())} packets judged"
         if judge.unaware:
             packets += f", {judge.unaware} of them after etcd had ended a lease too soon"
+            packets += f" ({judge.short_rests} rests short by that)"
         went_on = f"{judge.changes} times a slice went on to another host, {judge.handed_over} of them handed over"
         return f"{packets}; {went_on}; {len(judge.breaches)} breaches"
 

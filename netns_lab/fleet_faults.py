@@ -20,7 +20,8 @@ _LONG_SHARE, _LONG_FREEZE_SHARE = 0.3, 0.7
 _SHORT_S, _LONG_S = (0.1, 2.0), (TTL_S + 0.5, TTL_S + 2.5)
 _SECOND_SHARE, _NODE_SHARE, _TRANSFER_SHARE = 0.5, 0.3, 0.2
 # A side of a transfer fails up to a second later than that: before anything is done, in the midst of it, or after.
-_TRANSFER_BEGINS_S, _TRANSFER_LASTS_S = 0.2, 6.0
+_TRANSFER_BEGINS_S, _TRANSFER_LASTS_S = 0.2, 3.0
+_TRANSFER_PATIENCE_S = 15.0
 
 Act = Callable[[Fleet, int], None]
 
@@ -99,7 +100,7 @@ def _draw_node_fault(chance: Random) -> Fault:
 def _draw_transfer(chance: Random, giver: int, *, alone: bool) -> list[Fault]:
     """Draw a slice that is handed over: with nothing else, or while its giver or its taker fails."""
     version, begins_s = chance.choice(VERSIONS), chance.uniform(0, 1)
-    begin, end = partial(_hand_over, giver, version), _end_transfer
+    begin, end = partial(_hand_over, giver, version), partial(_finish_transfer, _TRANSFER_PATIENCE_S if alone else 0)
     transfer = Fault(f"host{giver} hands IPv{version} over", begin, end, begins_s, begins_s + _TRANSFER_LASTS_S)
     if alone:
         return [transfer]
@@ -117,12 +118,12 @@ def _hand_over(giver: int, version: int, fleet: Fleet) -> None:
     fleet.hand_over(giver, version)
 
 
+def _finish_transfer(patience_s: float, fleet: Fleet) -> None:
+    fleet.finish_transfer(patience_s)
+
+
 def _at_side(act: Act, side: str, fleet: Fleet) -> None:
     act(fleet, getattr(fleet.transfers[-1], side))
-
-
-def _end_transfer(fleet: Fleet) -> None:
-    fleet.transfers[-1].end()
 
 
 def _fault(

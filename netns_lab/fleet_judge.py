@@ -75,8 +75,8 @@ class Judge:
     - None is used by a host that could not ask etcd for ``ttl_s``.
 
     etcd may end a lease that it has just prolonged (issue 15247: its leader stood still, and woke). Where that may be,
-    whoever held it knows only when it asks again: such uses are counted, and are no breach unless another host uses the
-    slice as well.
+    whoever held it knows only when it asks again, and the rest of the slice may be short: such uses are counted, and
+    are no breach. That one host uses the slice after another has begun is one all the same.
     """
 
     def __init__(self, slice_size: int, ttl_s: float, rest_s: float) -> None:
@@ -86,6 +86,7 @@ class Judge:
         self.changes = 0  # how often a slice went on to another host
         self.handed_over = 0  # by one change of the store, from host to host
         self.unaware = 0  # packets after a lease that etcd may have ended before its time
+        self.short_rests = 0  # of slices after such packets
         self._waiting: deque[Use] = deque()
         self._last_user: dict[Port, Use] = {}
         self._held: dict[str, set[Port]] = {}  # by POOL/HOST; a slice is named by its first port
@@ -201,10 +202,13 @@ class Judge:
         if before is None or before.host == use.host:
             return
         self.changes += 1
-        handed_over = term is not None and term.giver == before.host and before.time <= use.time
-        if use.time - before.time < self.rest_s and not handed_over:
-            ago = f"{use.time - before.time:.3f} s ago"
-            yield Breach(use, f"{before.host} used the slice {ago}, and it has to rest for {self.rest_s} s")
+        if use.time - before.time >= self.rest_s or (term and term.giver == before.host):
+            return
+        if term and self._cannot_know(before, self._terms.get((before.host, first), ())):
+            self.short_rests += 1
+            return
+        ago = f"{use.time - before.time:.3f} s ago"
+        yield Breach(use, f"{before.host} used the slice {ago}, and it has to rest for {self.rest_s} s")
 
     def _cannot_know(self, use: Use, terms: Iterable[Term]) -> bool:
         """Tell whether a host may hold a term for its own still, because etcd may have ended it before its time."""
