@@ -45,11 +45,15 @@ def doctor(env: Env) -> int:
 
 
 def _policy(env: Env) -> Policy | None:
-    """Return the configuration; None where there is none at the usual place."""
+    """Return the configuration; None where there is none at the usual place, or nothing in it yet, as installed."""
     if env.config_path == DEFAULT_CONFIG and not Path(DEFAULT_CONFIG).exists():
         env.note(f"No configuration at {DEFAULT_CONFIG}: what depends on slices is left out.")
         return None
-    return env.policy()
+    policy = env.policy(needs_slices=False)
+    if policy.slices or policy.pools:
+        return policy
+    env.note(f"No slices in {env.config_path} yet, and apply will refuse it: what depends on slices is left out.")
+    return None
 
 
 def _print(env: Env, checks: Sequence[Check]) -> None:

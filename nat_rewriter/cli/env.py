@@ -43,13 +43,13 @@ class Env:
         """Whether results go to a person: a terminal, and no --json."""
         return not self.json and sys.stdout.isatty()
 
-    def policy(self) -> Policy:
-        """Read and check the configuration; raise ConfigError with every problem."""
+    def policy(self, *, needs_slices: bool = True) -> Policy:
+        """Read and check the configuration; raise ConfigError with every problem, no slices at all being one."""
         from nat_rewriter.config import read_policy
 
         if self.config_path == "-":
-            return read_policy(sys.stdin.buffer.read(), "<stdin>")
-        return read_policy(Path(self.config_path))
+            return read_policy(sys.stdin.buffer.read(), "<stdin>", needs_slices=needs_slices)
+        return read_policy(Path(self.config_path), needs_slices=needs_slices)
 
     def console(self) -> Console:
         """Return a rich console on standard output."""

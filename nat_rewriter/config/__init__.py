@@ -26,28 +26,28 @@ LAST_PRIORITY = 299
 LONGEST_TIMEOUT_S = 2_000_000  # in milliseconds it still fits the kernel's signed 32 bits
 
 
-def read_policy(source: bytes | Path, name: str | None = None) -> Policy:
+def read_policy(source: bytes | Path, name: str | None = None, *, needs_slices: bool = True) -> Policy:
     """Return the policy that a TOML file, or its content, means.
 
-    ``name`` stands for the file in problems. Raises ConfigError with every problem of the file.
+    ``name`` stands for the file in problems. Raises ConfigError with every problem of the file; that it has neither
+    slices nor pools is one unless ``needs_slices`` is false.
     """
     if isinstance(source, Path):
-        return check_document(parse_document(read_bytes(source), name or str(source)), name or str(source))
-    file = name or "<configuration>"
-    return check_document(parse_document(source, file), file)
+        content, file = read_bytes(source), name or str(source)
+    else:
+        content, file = source, name or "<configuration>"
+    return check_document(parse_document(content, file), file, needs_slices=needs_slices)
 
 
-def check_document(document: Document, file: str) -> Policy:
-    """Return the policy that a parsed TOML document means; raise ConfigError with every problem of it.
-
-    A file that has pools needs no slices.
-    """
+def check_document(document: Document, file: str, *, needs_slices: bool = True) -> Policy:
+    """Return the policy that a parsed TOML document means, as :func:`read_policy` does."""
     report = Report(file)
     root = Section(report, "", document)
     root.required("version", values.integer(1, 1, 1))
     settings = root.table("controller")
     controller = _read_controller(settings) if settings else Controller()
-    slices = read_slices(root, controller.coexist if settings and settings.sound("coexist") else None)
+    coexist = controller.coexist if settings and settings.sound("coexist") else None
+    slices = read_slices(root, coexist, needed=needs_slices and not root.has("pool"))
     owned = tuple(each for each in slices.values() if each)
     pools, store = read_pools(root, owned), read_store(root)
     inbound = read_inbound(root, pools)

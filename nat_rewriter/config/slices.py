@@ -17,10 +17,10 @@ SlicesByName = dict[str, Slice | None]
 Read = tuple[Section, str | None, Slice | None]
 
 
-def read_slices(root: Section, coexist: Coexist | None) -> SlicesByName:
+def read_slices(root: Section, coexist: Coexist | None, *, needed: bool) -> SlicesByName:
     """Return the slices of a file, in its order. ``coexist`` is None where the file's word for it is faulty."""
     sections = root.tables("slice")
-    if not sections and root.sound("slice") and not root.has("pool"):
+    if not sections and root.sound("slice") and needed:
         root.refuse("slice", 'at least one [[slice]] with name, address and ports, e.g. ports = ["9000-9009"]')
     read = [_read_slice(section, coexist) for section in sections]
     refuse_repeated_names((section, name) for section, name, _ in read)

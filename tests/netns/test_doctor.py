@@ -26,6 +26,7 @@ from netns_lab import Lab
 
 LabFactory = Callable[..., Lab]
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "doctor.md"
+INSTALLED = Path(__file__).parents[2] / "packaging" / "natctl.toml"
 
 
 def doctor(lab: Lab, *words: str | Path, expect: int | None = None) -> dict[str, Any]:
@@ -87,6 +88,22 @@ def test_without_a_configuration_what_needs_slices_is_left_out(lab: Lab) -> None
     assert "No configuration at /etc/natctl/natctl.toml" in told.stderr
     assert "ephemeral-ports" not in told.stdout
     assert "nf-tables: loads" in told.stdout
+
+
+def test_with_the_configuration_as_it_is_installed_the_host_is_looked_at(lab: Lab) -> None:
+    told = lab.natctl("doctor", "--config", INSTALLED, expect=0)
+    assert f"No slices in {INSTALLED} yet" in told.stderr
+    assert "ephemeral-ports" not in told.stdout
+    assert "nf-tables: loads" in told.stdout
+    for command in ("render", "diff", "apply", "check", "status", "watch"):
+        refused = lab.natctl(command, "--config", INSTALLED, expect=2).stderr
+        assert refused.startswith(f"natctl: {INSTALLED}: slice: missing: expected at least one [[slice]]"), command
+
+
+def test_what_is_wrong_with_a_configuration_without_slices_is_told(lab: Lab) -> None:
+    text = f'{INSTALLED.read_text()}\n[[snat]]\nname = "clients"\nslices = ["ams-1"]\n'
+    told = lab.natctl("doctor", "--config", "-", input=text, expect=2).stderr
+    assert 'slices[0]: "ams-1": expected the name of a [[slice]]' in told
 
 
 def test_a_configuration_that_was_named_has_to_be_there(lab: Lab, tmp_path: Path) -> None:
