@@ -66,6 +66,17 @@ def at(lease_lab: Lab) -> Iterator[Desk]:
 
 
 @pytest.fixture
+def fleet(lab_factory: LabFactory) -> Lab:
+    """A lab whose upstream lets all ports of a pool through, whichever of them its egress host holds."""
+    from pooling import SOFT
+
+    lab = lab_factory(slices=[f"{SOFT}:9216-10239"])
+    lab.server.tcp_server(443)
+    lab.server.udp_server(53)
+    return lab
+
+
+@pytest.fixture
 def network_of_proxies(_permitted: None) -> Iterator[None]:
     """Be in a network namespace with slices, and servers for proxies to connect to."""
     from proxying import proxy_network

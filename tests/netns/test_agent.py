@@ -41,15 +41,6 @@ pools = ["fleet"]
 
 
 @pytest.fixture
-def fleet(lab_factory: Callable[..., Lab]) -> Lab:
-    """A lab whose upstream lets all ports through that the tests share."""
-    lab = lab_factory(slices=[f"{SOFT}:9216-10239"])
-    lab.server.tcp_server(443)
-    lab.server.udp_server(53)
-    return lab
-
-
-@pytest.fixture
 def config(fleet: Lab, tmp_path: Path) -> Callable[..., Path]:
     def write(ports: str = "9216-10239", size: int = 256, hold_down: int = 1, more: str = "") -> Path:
         text = CONFIG.format(ports=ports, size=size, hold_down=hold_down, more=more, store=tmp_path / "pools")

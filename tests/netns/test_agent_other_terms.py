@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -36,13 +36,6 @@ name = "clients"
 source = ["10.0.0.0/24"]
 pools = ["fleet"]
 """
-
-
-@pytest.fixture
-def fleet(lab_factory: Callable[..., Lab]) -> Lab:
-    lab = lab_factory(slices=[f"{SOFT}:9216-10239"])
-    lab.server.tcp_server(443)
-    return lab
 
 
 @pytest.fixture
