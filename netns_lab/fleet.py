@@ -331,7 +331,10 @@ class Fleet:
         return found
 
     def hear_out(self) -> list[Breach]:
-        """Go on until all that was sent up to now is judged; return what was not allowed. Raises NatctlError: never."""
+        """Go on until all that was sent up to now is judged; return what was not allowed.
+
+        Raises NatctlError where etcd says nothing any more.
+        """
         now, found = time.time(), self.breaches()
 
         def judged() -> bool:

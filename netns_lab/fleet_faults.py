@@ -13,7 +13,7 @@ from random import Random
 
 from netns_lab.fleet import Fleet
 from netns_lab.fleet_judge import Breach
-from netns_lab.fleet_settings import TTL_S
+from netns_lab.fleet_settings import MOST_HELD, TTL_S
 from netns_lab.fleet_topology import HOSTS, NODES, VERSIONS
 
 _LONG_SHARE, _LONG_FREEZE_SHARE = 0.3, 0.7
@@ -97,11 +97,11 @@ def _draw_node_fault(chance: Random) -> Fault:
     return _fault(chance, f"etcd{node} {name}", partial(_at, begin, node), partial(_at, end, node))
 
 
-def _draw_transfer(chance: Random, giver: int, *, alone: bool) -> list[Fault]:
+def _draw_transfer(chance: Random, host: int, *, alone: bool) -> list[Fault]:
     """Draw a slice that is handed over: with nothing else, or while its giver or its taker fails."""
     version, begins_s = chance.choice(VERSIONS), chance.uniform(0, 1)
-    begin, end = partial(_hand_over, giver, version), partial(_finish_transfer, _TRANSFER_PATIENCE_S if alone else 0)
-    transfer = Fault(f"host{giver} hands IPv{version} over", begin, end, begins_s, begins_s + _TRANSFER_LASTS_S)
+    begin, end = partial(_hand_over, host, version), partial(_finish_transfer, _TRANSFER_PATIENCE_S if alone else 0)
+    transfer = Fault(f"slice of IPv{version} handed over", begin, end, begins_s, begins_s + _TRANSFER_LASTS_S)
     if alone:
         return [transfer]
     side = chance.choice(("giver", "taker"))
@@ -114,7 +114,10 @@ def _at(act: Act, number: int, fleet: Fleet) -> None:
     act(fleet, number)
 
 
-def _hand_over(giver: int, version: int, fleet: Fleet) -> None:
+def _hand_over(host: int, version: int, fleet: Fleet) -> None:
+    """Have a slice handed over by that host, or by the next that has all it may: then there is one with room."""
+    order = sorted(HOSTS, key=lambda each: (each - host) % len(HOSTS))
+    giver = next((each for each in order if len(fleet.held_by(each, version)) == MOST_HELD), host)
     fleet.hand_over(giver, version)
 
 

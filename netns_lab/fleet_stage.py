@@ -74,6 +74,11 @@ class FleetStage(Story):
 
         self.expect(what, wait_until(look, patience_s))
 
+    def expect_end_of_term(self, host: int) -> None:
+        """Expect that a host that cannot renew loses what it holds, within a bound, and uses it no more."""
+        self.expect_soon("it holds nothing", lambda: self.held_by(host) == 0, LEASE_ENDS_S)
+        self.expect_silence(host)
+
     def expect_silence(self, *hosts: int) -> None:
         """Expect that hosts whose terms have ended send nothing from a shared address for a second."""
         time.sleep(0.5)  # what was sent before

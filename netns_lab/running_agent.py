@@ -100,8 +100,8 @@ class RunningAgent:
 
     def _family(self) -> list[int]:
         pid = self._running().pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [pid, *map(int, children)]
+        children = [each.read_text().split() for each in Path(f"/proc/{pid}/task").glob("*/children")]
+        return [pid, *(int(child) for of_thread in children for child in of_thread)]
 
     def _running(self) -> subprocess.Popen[str]:
         process = self._process

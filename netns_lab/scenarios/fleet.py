@@ -37,8 +37,7 @@ def fleet_dies(stage: FleetStage) -> None:
         fleet.kill(2)
         stage.expect_traffic(2)
     with stage.step("Its term ends"):
-        stage.expect_soon("it holds nothing", lambda: stage.held_by(2) == 0, LEASE_ENDS_S)
-        stage.expect_silence(2)
+        stage.expect_end_of_term(2)
         stage.expect_soon("others hold all slices but one", stage.most_are_held, LEASE_ENDS_S)
         stage.expect_work(1, 3, 4, 5)
     with stage.step("It is started again"):
@@ -56,8 +55,7 @@ def fleet_cut_off(stage: FleetStage) -> None:
         stage.expect_traffic(3)
         fleet.agents[3].wait_for("store-silent", told)
     with stage.step("Its term ends"):
-        stage.expect_soon("it holds nothing", lambda: stage.held_by(3) == 0, LEASE_ENDS_S)
-        stage.expect_silence(3)
+        stage.expect_end_of_term(3)
     with stage.step("It can reach the store again"):
         fleet.join(3)
         stage.expect_work()
@@ -71,8 +69,7 @@ def fleet_frozen(stage: FleetStage) -> None:
     with stage.step("The agent of host4 stands still"):
         told = len(fleet.agents[4].deeds())
         fleet.freeze(4)
-        stage.expect_soon("it holds nothing", lambda: stage.held_by(4) == 0, LEASE_ENDS_S)
-        stage.expect_silence(4)
+        stage.expect_end_of_term(4)
         stage.expect_soon("others hold all slices but one", stage.most_are_held, LEASE_ENDS_S)
     with stage.step("It goes on"):
         fleet.wake(4)
