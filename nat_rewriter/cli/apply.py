@@ -115,8 +115,8 @@ class ApplyOptions:
     @property
     def is_plain(self) -> bool:
         """Whether a configuration is to be applied at once, and nothing else."""
-        return not (self.confirmed or self.rollback or self.dry_run or self.sysctls) and (
-            self.confirm_s is None and self.drain_s is None
+        return not (self.confirmed or self.dry_run or self.sysctls) and (
+            self.rollback is None and self.confirm_s is None and self.drain_s is None
         )
 
     def check(self) -> None:
@@ -131,7 +131,7 @@ class ApplyOptions:
         words = [word for word, is_given in given.items() if is_given]
         if self.sysctls and (self.dry_run or self.confirmed or self.confirm_s is not None):
             words.append("--sysctls")
-        if self.table and not (self.confirmed or self.rollback):
+        if self.table and not self.confirmed and self.rollback is None:
             raise click.UsageError("--table is for --confirmed and --rollback: a configuration names its own")
         if len(words) > 1:
             raise click.UsageError(f"{' and '.join(words)} do not go together{_INSTEAD.get(tuple(words), '')}")

@@ -153,6 +153,15 @@ def test_tables_and_namespaces_have_generations_of_their_own(lab: Lab, state: Pa
     assert lab.natctl("log", "--config", "/nonexistent").exit_code == 2
 
 
+def test_a_rollback_to_nothing_applies_nothing(lab: Lab) -> None:
+    """A script whose variable is empty."""
+    lab.natctl("apply", "--config", lab.config(), expect=0)
+    other = lab.config(guard="count")
+    refused = lab.natctl("apply", "--rollback=", "--config", other, expect=2)
+    assert "expected the number of a generation" in refused.stderr
+    lab.natctl("diff", "--config", other, expect=3)
+
+
 def test_what_namespaces_are_called(lab: Lab) -> None:
     with lab.egress.enter():
         assert name_of_current() == f"netns-{lab.egress.name}"
