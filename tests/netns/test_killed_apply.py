@@ -28,12 +28,13 @@ AT_ONCE = 200 if LONG else 40
 SLICES = 300  # so that the transaction takes its time
 
 
-def many_slices(directory: Path, name: str, first_port: int, guard: str) -> Path:
-    """Write a configuration with many slices, a client for each."""
+def many_slices(directory: Path, name: str, first_port: int, guard: str, narrow: int | None = None) -> Path:
+    """Write a configuration with many slices, a client for each; ``narrow`` is one that is smaller than the others."""
     lines = ["version = 1", "[controller]", f'guard = "{guard}"']
     for number in range(SLICES):
         ports = first_port + 10 * number
-        lines += ["[[slice]]", f'name = "s{number}"', 'address = "198.51.100.10"', f'ports = ["{ports}-{ports + 9}"]']
+        last = ports + (5 if number == narrow else 9)
+        lines += ["[[slice]]", f'name = "s{number}"', 'address = "198.51.100.10"', f'ports = ["{ports}-{last}"]']
     for number in range(SLICES):
         lines += ["[[snat]]", f'name = "c{number}"', 'iifname = "fish0"']
         lines += [f'source = ["10.1.{number // 250}.{number % 250 + 1}"]', f'slices = ["s{number}"]']
@@ -47,16 +48,23 @@ def digest(lab: Lab) -> str:
     return hashlib.sha256(" ".join(lasting(lab)).encode()).hexdigest()
 
 
-# A change of elements alone, and one of the whole table.
-@pytest.mark.parametrize("guards", [("drop", "drop"), ("drop", "count")], ids=["update", "rebuild"])
+# What is between two configurations: an edit of a slice, elements of all slices, the rules.
+CHANGES: dict[str, list[tuple[int, str, int | None]]] = {
+    "edit": [(9000, "drop", None), (9000, "drop", 150)],
+    "update": [(9000, "drop", None), (9005, "drop", None)],
+    "rebuild": [(9000, "drop", None), (9005, "count", None)],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_killed_apply_leaves_the_old_table_or_the_new_one(
-    guards: tuple[str, str], lab: Lab, state: Path, tmp_path: Path
+    change: list[tuple[int, str, int | None]], lab: Lab, state: Path, tmp_path: Path
 ) -> None:
-    paths = [many_slices(tmp_path, str(number), 9000 + 5 * number, guards[number]) for number in range(2)]
+    paths = [many_slices(tmp_path, str(number), *each) for number, each in enumerate(change)]
     tables, took = [], 0.0
     for path in paths:
         began = time.monotonic()
-        lab.natctl("apply", "--config", path, expect=0)
+        assert lab.egress.popen([*NATCTL, "apply", "--config", path]).wait() == 0
         took = time.monotonic() - began
         tables.append(digest(lab))
     chance = random.Random(20261121)
