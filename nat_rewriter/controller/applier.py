@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 from nat_rewriter.controller.apply import apply_configuration
@@ -56,3 +57,6 @@ class Applier:
             self._generation, self._took_s = applied.generation, time.monotonic() - began
         self._edited = None
         self._editor.prepare()
+        # No search for garbage among ten thousand slices falls into the next edit.
+        gc.collect()
+        gc.freeze()
