@@ -64,7 +64,7 @@ class Env:
 
     def enter_netns(self) -> None:
         """Move this process into the namespace of --netns, if one was given."""
-        if self.netns:
+        if self.netns is not None:  # an empty name is a name: of a script whose variable is not set
             from nat_rewriter.kernel.netns import enter
 
             enter(self.netns)

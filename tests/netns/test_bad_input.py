@@ -62,6 +62,12 @@ def test_a_namespace_that_is_not_there(verb: str, lab: Lab) -> None:
         assert refused.stderr.rstrip().endswith(f"{name!r}")
 
 
+@pytest.mark.parametrize("verb", READERS)
+def test_a_namespace_without_a_name_is_not_this_one(verb: str, lab: Lab) -> None:
+    refused = lab.natctl(verb, "--netns", "", "--config", lab.config(), expect=1)
+    assert refused.stderr == "natctl: enter network namespace: is not a network namespace: ''\n"
+
+
 def test_a_namespace_that_is_none(lab: Lab, tmp_path: Path) -> None:
     plain = tmp_path / "file"
     plain.touch()
