@@ -16,10 +16,16 @@ from nat_rewriter.lease.strategies import AUTO, PORT_RANGE, STRATEGIES, list_lin
 if TYPE_CHECKING:
     from nat_rewriter.lease import Lease, Lessor
 
+_EXAMPLES = """\b
+Examples:
+  natctl lease acquire --slice ams-1 --to 203.0.113.1:443    hold a tuple until it is interrupted
+  natctl lease list                                          who holds what
+  natctl lease run --slice ams-1 --to example.com:443 -- socat - FD:3
+"""
 _STRATEGY_HELP = "\b\nStrategies:\n" + "\n".join(click.wrap_text(line, 78, "  ", "      ") for line in list_lines())
 
 
-@click.group(epilog=_STRATEGY_HELP)
+@click.group(epilog=f"{_EXAMPLES}\n{_STRATEGY_HELP}")
 def lease() -> None:
     """Hold tuples of a slice towards a destination, or run a program with a connected socket."""
 

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from nat_rewriter.model.routing import Step
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+    Examples:
+      natctl route apply                   put in place what [route] says
+      natctl route show                    what is there, and what is missing
+      natctl route remove                  take it away
+    """,
+)
 def route() -> None:
     """Policy routing and early-demux handling for forwarded packets with soft-unicast sources.
 

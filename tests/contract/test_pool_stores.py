@@ -119,7 +119,7 @@ def test_release_is_whole_or_not_at_all(store: PoolStore) -> None:
     mine, other = store.acquire("ams", "h1", 1)[0].block, store.acquire("ams", "h2", 1)[0].block
     with pytest.raises(NatctlError, match="h1 does not hold it"):
         store.release("ams", "h1", [mine, other])
-    assert not any(each.resting for each in store.holdings("ams"))
+    assert [each.resting for each in store.holdings("ams")] == [False, False]
 
 
 def test_transfer(store: PoolStore) -> None:

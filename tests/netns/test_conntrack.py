@@ -140,7 +140,9 @@ def test_keys_are_unique(traffic: None) -> None:
 
 
 def test_entries_are_stamped_and_expire(traffic: None) -> None:
-    for entry in dumped():
+    entries = dumped()
+    assert entries
+    for entry in entries:
         assert entry.start_ns is not None
         assert abs(entry.start_ns / 1e9 - time.time()) < 60
         assert entry.timeout_s is not None

@@ -182,7 +182,7 @@ def test_the_afterlife_of_a_connection_is_not_waited_for(old: Lab) -> None:
     began = time.monotonic()
     done = old.natctl("apply", "--drain", "60", "--config", config(old), expect=0)
     assert time.monotonic() - began < WITHIN_S
-    assert "TIME_WAIT" in done.stdout or "had to be ended, 0 of sockets" in done.stdout
+    assert "had to be ended, 0 of sockets here" in done.stdout
     assert not wire_ports(old, "10.0.0.0/24")
 
 

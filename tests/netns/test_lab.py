@@ -64,7 +64,9 @@ def test_a_plain_snat_rule_gives_clients_the_ports_of_the_slice(lab_factory: Lab
     server = lab.server.tcp_server(443)
     sockets = [lab.client.tcp_connect((SERVER, 443), src=(f"10.0.0.{number}", 0)) for number in (2, 3, 4)]
     assert all(map(round_trip, sockets))
-    assert all(address == SOFT_ADDRESS and 9000 <= port <= 9009 for address, port in server.peers)
+    peers = server.wait_for_peers(3)
+    assert len(peers) == 3
+    assert all(address == SOFT_ADDRESS and 9000 <= port <= 9009 for address, port in peers)
 
 
 def test_captures_show_what_is_on_the_wire(lab: Lab) -> None:

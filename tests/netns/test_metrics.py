@@ -99,6 +99,7 @@ def test_every_metric_of_the_dashboard_has_a_value_and_a_description(lab: Lab, c
         for target in panel.get("targets", ())
         for name in re.findall(r"\bnatctl_\w+", target["expr"])
     }
+    assert asked
     assert asked <= set(re.findall(r"^(natctl_\w+)[ {]", metrics, re.MULTILINE))
     described = dict(re.findall(r"^# HELP (\w+) (.+)$", metrics, re.MULTILINE))
     names = set(re.findall(r"^# TYPE (\w+) ", metrics, re.MULTILINE))

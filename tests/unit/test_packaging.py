@@ -227,6 +227,7 @@ def test_a_unit_is_sound_and_little_exposed(unit: Path, tmp_path: Path) -> None:
 
 
 def test_units_run_what_natctl_understands() -> None:
+    assert {path.stem for path in UNITS} == {"natctl", "natctl-agent", "natctl-watch"}
     for path in UNITS:
         unit = configparser.RawConfigParser(strict=False, interpolation=None)
         unit.optionxform = str  # type: ignore[assignment, method-assign]
