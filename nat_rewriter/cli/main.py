@@ -116,9 +116,10 @@ def run(arguments: Sequence[str], begun: object = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Put nothing where the caller has closed standard input or output from the start."""
+    """Put nothing where the caller has closed standard input, output or error from the start."""
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _drop_output_if_lost(error: NatctlError) -> None:

@@ -164,6 +164,15 @@ def test_standard_input_that_is_closed_from_the_start() -> None:
     assert refused.stderr.startswith("natctl: <stdin>: file: empty: expected")
 
 
+def test_standard_error_that_is_closed_from_the_start(lab: Lab, state: Path) -> None:
+    """As of a job that nobody looks at: what would be told there is not, and that is all."""
+    silent = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh"]
+    lab.natctl("apply", "--config", lab.config(guard="count"), expect=0)
+    for words in (["--drain", "1"], ["--wait", "1"]):
+        lab.egress.run([*silent, *natctl("apply", *words, "--config", lab.config())])
+    lab.natctl("diff", "--config", lab.config(), expect=0)
+
+
 def test_standard_output_that_is_closed_from_the_start(lab: Lab) -> None:
     line = '"$@" >&-; echo $? >&2'
     done = lab.egress.run(["bash", "-c", line, "bash", *natctl("render", "--config", lab.config())])
