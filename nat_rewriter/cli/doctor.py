@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
     from nat_rewriter.model.checkup import Check
     from nat_rewriter.model.policy import Policy
+
+
+# How remedies begin that are commands for one network namespace, and the sysctl that is for all of them.
+_OF_NAMESPACE, _OF_ALL = ("sysctl -w net.", "ip address ", "natctl apply "), "nf_conntrack_max="
 
 
 @click.command(
@@ -36,7 +42,7 @@ def doctor(env: Env) -> int:
     from nat_rewriter.controller.checkup import check_host, verdict
     from nat_rewriter.model.checkup import Weight
 
-    checks = check_host(_policy(env))
+    checks = [_mended_in(check, env.netns) for check in check_host(_policy(env))]
     _print(env, checks)
     worst = verdict(checks)
     if not env.json:
@@ -54,6 +60,17 @@ def _policy(env: Env) -> Policy | None:
         return policy
     env.note(f"No slices in {env.config_path} yet, and apply will refuse it: what depends on slices is left out.")
     return None
+
+
+def _mended_in(check: Check, netns: str | None) -> Check:
+    """Return a check whose remedy is for the network namespace that was looked at, wherever it is run."""
+    if netns is None or _OF_ALL in check.remedy or not check.remedy.startswith(_OF_NAMESPACE):
+        return check
+    name = shlex.quote(netns)
+    if check.remedy.startswith("natctl "):
+        return replace(check, remedy=f"{check.remedy} --netns {name}")
+    inside = f"nsenter --net={name}" if "/" in netns else f"ip netns exec {name}"
+    return replace(check, remedy=f"{inside} {check.remedy}")
 
 
 def _print(env: Env, checks: Sequence[Check]) -> None:

@@ -134,6 +134,19 @@ def test_what_is_wrong_is_told_and_the_remedy_mends_it(spoil: str, name: str, co
     assert doctor(lab, "--config", lab.config(), expect=0)[name]["answer"] == "yes"
 
 
+@pytest.mark.parametrize("inside", ["ip netns exec {}", "nsenter --net=/run/netns/{}"])
+def test_a_remedy_is_for_the_namespace_that_was_looked_at(inside: str, lab: Lab) -> None:
+    lab.egress.sysctl("net.ipv4.ip_forward", "0")
+    words = inside.format(lab.egress.name)
+    netns = words.split()[-1].removeprefix("--net=")
+    command = [sys.executable, "-m", "nat_rewriter", "doctor", "--json", "--netns", netns]
+    done = subprocess.run([*command, "--config", lab.config()], capture_output=True, text=True, check=False)
+    found = {check["name"]: check for check in map(json.loads, done.stdout.splitlines())}["ipv4-forwarding"]
+    assert found["remedy"] == f"{words} sysctl -w net.ipv4.ip_forward=1"
+    subprocess.run(["sh", "-c", found["remedy"]], check=True)
+    assert lab.egress.run(["sysctl", "-n", "net.ipv4.ip_forward"]).stdout == "1\n"
+
+
 def test_ports_that_are_reserved_already_stay_reserved(lab: Lab) -> None:
     lab.egress.run(["sysctl", "-w", "net.ipv4.ip_local_port_range=9005 20000"])
     lab.egress.run(["sysctl", "-w", "net.ipv4.ip_local_reserved_ports=8080,9000-9006"])
