@@ -175,8 +175,8 @@ def list_all() -> list[str]:
 
 
 def list_leftovers(*, force: bool = False) -> list[str]:
-    """Return the labs that nobody alive owns: those made to stay, and what a crash left. With ``force``, all."""
-    return [name for name in list_all() if force or not _owned_by_living(name)]
+    """Return the labs that nobody uses: those made to stay that are empty, and what a crash left. With force, all."""
+    return [name for name in list_all() if force or not _in_use(name)]
 
 
 def owner(name: str) -> state.Process | None:
@@ -185,6 +185,7 @@ def owner(name: str) -> state.Process | None:
     return found.owner if found and found.owner else namespaces.maker(name)
 
 
-def _owned_by_living(name: str) -> bool:
+def _in_use(name: str) -> bool:
+    """Tell whether the process lives that a lab was made for, or one is in a lab that was made to stay."""
     process = owner(name)
-    return (process is not None and process.alive()) or namespaces.held(name)
+    return namespaces.held(name) or (process.alive() if process else namespaces.inhabited(name))

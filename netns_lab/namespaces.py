@@ -135,6 +135,11 @@ def _lab_of(name: str) -> str | None:
     return next((match["lab"] for match in matches if match), None)
 
 
+def inhabited(lab: str) -> bool:
+    """Tell whether a process is in a namespace of a lab."""
+    return any(pid for name in list_labs().get(lab, ()) for pid in processes_in(NAMED_NAMESPACES / name))
+
+
 def held(lab: str) -> bool:
     """Tell whether a process that lives, in whatever pid namespace, has made a namespace of a lab."""
     return any(is_locked(NAMED_NAMESPACES / name) for name in list_labs().get(lab, ()))
@@ -143,16 +148,17 @@ def held(lab: str) -> bool:
 def end_processes(path: Path, patience_s: float = 1.0) -> None:
     """Terminate, then kill, every other process whose network namespace is the one at ``path``."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        pids = list(_pids_inside(path))
+        pids = list(processes_in(path))
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         deadline = time.monotonic() + patience_s
-        while pids and time.monotonic() < deadline and any(_pids_inside(path)):
+        while pids and time.monotonic() < deadline and any(processes_in(path)):
             time.sleep(0.01)
 
 
-def _pids_inside(path: Path) -> Iterator[int]:
+def processes_in(path: Path, kind: str = "net") -> Iterator[int]:
+    """Yield the ids of the other processes whose namespace of a kind is the one at ``path``."""
     try:
         wanted = path.stat()
     except OSError:
@@ -161,6 +167,6 @@ def _pids_inside(path: Path) -> Iterator[int]:
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            found = os.stat(f"/proc/{entry}/ns/net")
+            found = os.stat(f"/proc/{entry}/ns/{kind}")
             if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
                 yield int(entry)

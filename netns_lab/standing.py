@@ -83,10 +83,10 @@ def down(name: str) -> None:
 
 
 def list_removable(*, force: bool = False) -> list[str]:
-    """Return the labs that ``down --all`` takes away: all but those of a living test or scenario, or all with force."""
+    """Return the labs that ``down --all`` takes away: those that nobody uses, or all with force."""
     if missing_privilege() is None:
         return list_leftovers(force=force)
-    return [standing.name for standing in list_standing()]
+    return [standing.name for standing in list_standing() if force or not _is_joined(standing.owner)]
 
 
 def list_standing() -> list[Standing]:
@@ -97,6 +97,13 @@ def list_standing() -> list[Standing]:
         names = sorted(name.removesuffix(".json") for name in os.listdir(directory) if name.endswith(".json"))
         held = [Standing(name, _holder(directory, name)) for name in names]
     return [*held, *(Standing(name, namespaces.maker(name)) for name in scratch.list_leftovers() if name not in names)]
+
+
+def _is_joined(holder: Process | None) -> bool:
+    """Tell whether somebody else is where a process that lives holds the namespaces of a lab."""
+    if holder is None or not holder.alive():
+        return False
+    return any(pid != holder.pid for pid in namespaces.processes_in(Path(f"/proc/{holder.pid}/ns/mnt"), "mnt"))
 
 
 def _start_holder() -> Process:

@@ -153,11 +153,11 @@ def demo(as_json: bool) -> int:
       natctl lab down                      the lab called lab
       natctl lab down b
       natctl lab down --all                all that nobody is using, and leftovers of a crash
-      natctl lab down --all --force        those of running tests and scenarios as well
+      natctl lab down --all --force        those in use as well
     """
 )
 @click.argument("name", default=DEFAULT_NAME)
-@click.option("--all", "everything", is_flag=True, help="All labs, but those of a living test or scenario.")
+@click.option("--all", "everything", is_flag=True, help="All labs that no process is in, or lives for.")
 @click.option("--force", is_flag=True, help="With --all: those too.")
 def down(name: str, everything: bool, force: bool) -> int:
     """Take a lab away, with the processes in it."""

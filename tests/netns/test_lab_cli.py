@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from users import ORDINARY
 
 from netns_lab import namespaces
 from netns_lab.lab import list_all
 from netns_lab.state import Process
 
-# The user with id 0 may map itself only with CAP_SETFCAP (verify_root_map in the kernel); others need nothing.
-ORDINARY = ("setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all")
 NATCTL = (sys.executable, "-m", "nat_rewriter")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
