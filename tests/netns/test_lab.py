@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from users import ORDINARY
 
 from nat_rewriter.errors import NatctlError, UsageError
 from netns_lab import Lab, namespaces, round_trip, state
@@ -181,9 +182,7 @@ def test_natctl_runs_on_the_egress_host(lab: Lab) -> None:
 
 def entered_without_privilege(script: str) -> subprocess.CompletedProcess[str]:
     """Run a Python script as ``./dev test`` and ``natctl lab`` run for an ordinary user."""
-    # The user with id 0 may map itself only with CAP_SETFCAP (verify_root_map in the kernel); others need nothing.
-    without = ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all"]
-    command = [*without, sys.executable, "-m", "netns_lab.enter", "--", sys.executable, "-c", script]
+    command = [*ORDINARY, sys.executable, "-m", "netns_lab.enter", "--", sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if "lab without root" in done.stderr:
         pytest.skip(done.stderr.strip())
