@@ -15,7 +15,7 @@ from waiting import wait_until
 
 from nat_rewriter.kernel.confirm_socket import is_waiting
 from netns_lab import Lab
-from netns_lab.namespaces import _pids_inside
+from netns_lab.namespaces import processes_in
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Site:
 
     def guardians(self) -> list[int]:
         """Return the processes inside the namespace of the egress host."""
-        return list(_pids_inside(Path("/run/netns", self.lab.egress.name)))
+        return list(processes_in(Path("/run/netns", self.lab.egress.name)))
 
     def natctl(self, *arguments: str | Path, expect: int | None = None) -> str:
         done = self.lab.natctl(*arguments, expect=expect)

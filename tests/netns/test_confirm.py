@@ -16,7 +16,7 @@ from operating import NATCTL, generations, listing, outcomes, unordered
 from waiting import WITHIN_S, wait_until
 
 from netns_lab import Lab
-from netns_lab.namespaces import _pids_inside
+from netns_lab.namespaces import processes_in
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_table_that_could_not_come_back_is_not_touched(lab: Lab, state: Path) 
     assert "find way back: this table is not what natctl applied last" in done.stderr
     assert unordered(listing(lab)) == unordered(before)
     assert outcomes(lab)[-1][2] == "failed"
-    assert not list(_pids_inside(Path("/run/netns", lab.egress.name)))
+    assert not list(processes_in(Path("/run/netns", lab.egress.name)))
 
 
 def test_a_table_that_somebody_tampered_with_comes_back_as_it_was(site: Site) -> None:
