@@ -8,19 +8,12 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
+from configurations import SMALLEST
 
 from nat_rewriter.config import read_policy
 from nat_rewriter.errors import ConfigError, Problem
 from nat_rewriter.model.policy import Coexist, Controller, Guard, Policy, Spread, Timestamps
 from nat_rewriter.model.slices import PortRange, Protocol
-
-SMALLEST = """
-version = 1
-[[slice]]
-name = "ams-1"
-address = "198.51.100.10"
-ports = ["9000-9009"]
-"""
 
 SNAT = """
 [[snat]]

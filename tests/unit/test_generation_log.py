@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from configurations import SMALLEST
 
 from nat_rewriter.config import read_policy
 from nat_rewriter.controller.generations import (
@@ -22,13 +23,7 @@ from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.kernel import store
 from nat_rewriter.model.generations import Configuration, Generation, Outcome, Place
 
-TEXT = b"""
-version = 1
-[[slice]]
-name = "ams-1"
-address = "198.51.100.10"
-ports = ["9000-9009"]
-"""
+TEXT = SMALLEST.encode()
 
 
 def configuration(comment: str = "") -> Configuration:

@@ -6,17 +6,13 @@ import resource
 from dataclasses import replace
 
 import pytest
+from configurations import SMALLEST
 
 from nat_rewriter.config import read_policy
 from nat_rewriter.model.proxies import Proxy
 from nat_rewriter.proxy.descriptors import raise_limit, tell_shortage
 
-TEXT = b"""
-version = 1
-[[slice]]
-name = "ams-1"
-address = "198.51.100.10"
-ports = ["9000-9009"]
+TEXT = f"""{SMALLEST}
 [[proxy]]
 name = "applications"
 mode = "socks"
@@ -28,7 +24,7 @@ max_connections = 1000
 
 @pytest.fixture
 def proxy() -> Proxy:
-    return read_policy(TEXT, "test").proxies[0]
+    return read_policy(TEXT.encode(), "test").proxies[0]
 
 
 @pytest.mark.parametrize(("limit", "workers", "enough"), [(2064, 1, True), (2063, 1, False), (1064, 2, True)])
