@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -209,12 +210,9 @@ def test_hosts_that_ask_at_once(address: StoreAddress) -> None:
                         del owners[block]
                 mine.release("ams", host, blocks)
 
-    threads = [threading.Thread(target=live, args=(f"h{number}",)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert not any(thread.is_alive() for thread in threads)
+    with ThreadPoolExecutor(8) as hosts:
+        for lived in [hosts.submit(live, f"h{number}") for number in range(8)]:
+            lived.result(120)
     assert faults == []
     with open_store(address) as store:
         assert store.holdings("ams") == []
