@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from ipaddress import ip_address
 
 from nat_rewriter.model.inbound import Holders, Peer
 from nat_rewriter.model.pools import Block
 from nat_rewriter.pool.hosts import HoldersWatch, Hosts, peer_from, peer_text
+from nat_rewriter.pool.sqlite_file import SqliteFile, since_boot_s
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS here (host TEXT PRIMARY KEY, told TEXT NOT NULL, until REAL NOT NULL);"
 _LOOK_S = 0.25
@@ -18,35 +16,30 @@ _OFTEN_S = 1.0  # terms end without a change to the file
 
 
 class SqliteHosts(Hosts):
-    """Ends are counted on the clock of the time since boot; ``changing`` and ``reading`` are the store's contexts."""
+    """Ends are counted on the clock of the time since boot."""
 
-    def __init__(
-        self,
-        database: sqlite3.Connection,
-        changing: Callable[[], AbstractContextManager[None]],
-        reading: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        self._database, self._changing, self._reading = database, changing, reading
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
 
     def announce(self, peer: Peer, ttl_s: int) -> None:
         """Tell where a host is."""
-        with self._changing():
-            self._database.execute("DELETE FROM here WHERE until <= ?", (_now(),))
-            row = (peer.host, peer_text(peer), _now() + ttl_s)
-            self._database.execute("INSERT OR REPLACE INTO here VALUES (?, ?, ?)", row)
+        with self._file.changing():
+            self._file.execute("DELETE FROM here WHERE until <= ?", (since_boot_s(),))
+            row = (peer.host, peer_text(peer), since_boot_s() + ttl_s)
+            self._file.execute("INSERT OR REPLACE INTO here VALUES (?, ?, ?)", row)
 
     def depart(self, host: str) -> None:
         """Forget where a host is."""
-        with self._changing():
-            self._database.execute("DELETE FROM here WHERE host = ?", (host,))
+        with self._file.changing():
+            self._file.execute("DELETE FROM here WHERE host = ?", (host,))
 
     def holders(self) -> Holders:
         """Return who holds what, and where the hosts are."""
-        with self._reading():
-            now = (_now(),)
-            held = self._database.execute("SELECT address, first, size, host FROM holding WHERE held_until > ?", now)
+        with self._file.reading():
+            now = (since_boot_s(),)
+            held = self._file.execute("SELECT address, first, size, host FROM holding WHERE held_until > ?", now)
             blocks = {Block(ip_address(address), first, size): host for address, first, size, host in held}
-            here = self._database.execute("SELECT host, told FROM here WHERE until > ?", now).fetchall()
+            here = self._file.execute("SELECT host, told FROM here WHERE until > ?", now).fetchall()
         return Holders.of(blocks, {host: peer_from(host, told) for host, told in here})
 
     def watch(self) -> HoldersWatch:
@@ -55,8 +48,8 @@ class SqliteHosts(Hosts):
 
     def version(self) -> int:
         """Return a number that changes when another connection changes the file."""
-        with self._reading():
-            return int(self._database.execute("PRAGMA data_version").fetchone()[0])
+        with self._file.reading():
+            return self._file.version()
 
 
 class _Looking(HoldersWatch):
@@ -85,7 +78,3 @@ class _Looking(HoldersWatch):
             return self._seen
         self._version, self._due = version, time.monotonic() + _OFTEN_S
         return self._hosts.holders()
-
-
-def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

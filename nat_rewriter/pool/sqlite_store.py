@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import random
-import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,12 +12,12 @@ from pathlib import Path
 from nat_rewriter.errors import StateError
 from nat_rewriter.model.moves import Move
 from nat_rewriter.model.pools import Block, Change, Holding, Pool
+from nat_rewriter.pool.sqlite_file import SqliteFile, since_boot_s
 from nat_rewriter.pool.sqlite_hosts import SCHEMA as HOSTS_SCHEMA
 from nat_rewriter.pool.sqlite_hosts import SqliteHosts
 from nat_rewriter.pool.sqlite_moves import SCHEMA as MOVES_SCHEMA
 from nat_rewriter.pool.sqlite_moves import SqliteMoves
 from nat_rewriter.pool.store import (
-    CHANGE,
     READ,
     PoolStore,
     exhausted,
@@ -36,7 +33,6 @@ from nat_rewriter.pool.store import (
 )
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_PATIENCE_S = 2.0
 _MARK = 0x6E61746C  # application_id, "natl"
 _VERSION = 1  # user_version: of the schema
 _MOST_CHANGES = 100_000
@@ -61,22 +57,18 @@ class SqliteStore(PoolStore):
     moves: SqliteMoves
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        with self._told(READ):
-            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
-        self.moves = SqliteMoves(self._database, self._changing, functools.partial(self._told, READ))
-        self.hosts = SqliteHosts(self._database, self._changing, functools.partial(self._told, READ))
+        self._file = SqliteFile(path)
+        self.moves, self.hosts = SqliteMoves(self._file), SqliteHosts(self._file)
         try:
-            with self._told(READ):
+            with self._file.reading():
                 self._prepare()
         except BaseException:
-            self._database.close()
+            self._file.close()
             raise
 
     def close(self) -> None:
         """Close the file."""
-        self._database.close()
+        self._file.close()
 
     def known_faults(self) -> list[str]:
         """Return nothing: SQLite has none that matter here."""
@@ -84,26 +76,26 @@ class SqliteStore(PoolStore):
 
     def define(self, pool: Pool) -> bool:
         """Enter a pool, or its new terms; tell whether that changed anything."""
-        with self._changing():
+        with self._file.changing():
             known = self._definitions().get(pool.name)
             if known is not None:
                 pool = new_terms(known, pool, [holding.block for holding in self._holdings(known)])
-            self._database.execute("INSERT OR REPLACE INTO pool VALUES (?, ?)", (pool.name, pool_text(pool)))
+            self._file.execute("INSERT OR REPLACE INTO pool VALUES (?, ?)", (pool.name, pool_text(pool)))
         return known != pool
 
     def pools(self) -> list[Pool]:
         """Return the pools, by name."""
-        with self._told(READ):
+        with self._file.reading():
             return sorted(self._definitions().values(), key=lambda pool: pool.name)
 
     def holdings(self, name: str) -> list[Holding]:
         """Return what is held or rests, by address and port."""
-        with self._told(READ):
+        with self._file.reading():
             return self._holdings(self._pool(name))
 
     def acquire(self, name: str, host: str, count: int) -> list[Holding]:
         """Give a host so many more blocks, all or none, and renew what it has."""
-        with self._changing():
+        with self._file.changing():
             pool = self._pool(name)
             refuse_too_many(pool, host, len(self._of(pool, host)), count)
             for block in self._choose(pool, count):
@@ -113,20 +105,20 @@ class SqliteStore(PoolStore):
 
     def renew(self, name: str, host: str) -> list[Holding]:
         """Return what a host holds, for a full term from now on."""
-        with self._changing():
+        with self._file.changing():
             pool = self._pool(name)
             self._extend(pool, host)
             return self._of(pool, host)
 
     def release(self, name: str, host: str, blocks: Iterable[Block]) -> None:
         """Take blocks back from a host; they rest."""
-        with self._changing():
+        with self._file.changing():
             pool, wanted = self._pool(name), list(blocks)
             refuse_long(len(wanted), "release", name)
             self._refuse_others(pool, "release", host, wanted)
-            now = _now()
+            now = since_boot_s()
             for block in wanted:
-                self._database.execute(
+                self._file.execute(
                     "UPDATE holding SET held_until = ?, rests_until = ? WHERE pool = ? AND address = ? AND first = ?",
                     (now, now + pool.hold_down_s, name, str(block.address), block.first),
                 )
@@ -134,7 +126,7 @@ class SqliteStore(PoolStore):
 
     def transfer(self, name: str, block: Block, giver: str, taker: str, move: Move | None = None) -> Holding:
         """Move a block from one host to another, for a full term of its own."""
-        with self._changing():
+        with self._file.changing():
             pool = self._pool(name)
             refuse_same_host(giver, taker)
             self._refuse_others(pool, "transfer", giver, [block])
@@ -151,9 +143,9 @@ class SqliteStore(PoolStore):
         where, words = "pool = ?", [name]
         if block is not None:
             where, words = "pool = ? AND address = ? AND first = ?", [name, str(block.address), str(block.first)]
-        with self._told(READ):
+        with self._file.reading():
             self._pool(name)
-            rows = self._database.execute(
+            rows = self._file.execute(
                 "SELECT time, what, address, first, size, host, other FROM change"
                 f" WHERE {where} ORDER BY id DESC LIMIT ?",
                 (*words, most),
@@ -166,38 +158,40 @@ class SqliteStore(PoolStore):
     # inside a transaction
 
     def _prepare(self) -> None:
-        (mark,) = self._database.execute("PRAGMA application_id").fetchone()
-        (tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (mark,) = self._file.execute("PRAGMA application_id").fetchone()
+        (tables,) = self._file.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if tables and mark != _MARK:
-            raise StateError(READ, "another program's database, expected natctl's or a new file", self._path)
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            raise StateError(READ, "another program's database, expected natctl's or a new file", self._file.path)
+        (version,) = self._file.execute("PRAGMA user_version").fetchone()
         if version > _VERSION:
-            raise StateError(READ, f"written by a newer natctl: version {version}, expected {_VERSION}", self._path)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        with self._changing():
+            raise StateError(
+                READ, f"written by a newer natctl: version {version}, expected {_VERSION}", self._file.path
+            )
+        self._file.execute("PRAGMA journal_mode = WAL")
+        self._file.execute("PRAGMA synchronous = FULL")
+        with self._file.changing():
             for statement in (_SCHEMA + HOSTS_SCHEMA + MOVES_SCHEMA).split(";"):
-                self._database.execute(statement)
-            self._database.execute(f"PRAGMA application_id = {_MARK}")
-            self._database.execute(f"PRAGMA user_version = {_VERSION}")
+                self._file.execute(statement)
+            self._file.execute(f"PRAGMA application_id = {_MARK}")
+            self._file.execute(f"PRAGMA user_version = {_VERSION}")
             self._begin_boot(_BOOT_ID.read_text().strip())
 
     def _begin_boot(self, boot: str) -> None:
         """Let everything rest that was held before this boot: its terms were counted on another clock."""
-        if self._database.execute("SELECT id FROM boot").fetchall() == [(boot,)]:
+        if self._file.execute("SELECT id FROM boot").fetchall() == [(boot,)]:
             return
-        now = _now()
+        now = since_boot_s()
         for pool in self._definitions().values():
-            self._database.execute(
+            self._file.execute(
                 "UPDATE holding SET held_until = ?, rests_until = ? WHERE pool = ?",
                 (now, now + pool.hold_down_s, pool.name),
             )
-        self._database.execute("DELETE FROM here")
-        self._database.execute("DELETE FROM boot")
-        self._database.execute("INSERT INTO boot VALUES (?)", (boot,))
+        self._file.execute("DELETE FROM here")
+        self._file.execute("DELETE FROM boot")
+        self._file.execute("INSERT INTO boot VALUES (?)", (boot,))
 
     def _definitions(self) -> dict[str, Pool]:
-        return {name: pool_from(text) for name, text in self._database.execute("SELECT name, definition FROM pool")}
+        return {name: pool_from(text) for name, text in self._file.execute("SELECT name, definition FROM pool")}
 
     def _pool(self, name: str) -> Pool:
         known = self._definitions()
@@ -206,15 +200,15 @@ class SqliteStore(PoolStore):
         return known[name]
 
     def _holdings(self, pool: Pool) -> list[Holding]:
-        return self._found("pool = ? AND rests_until > ?", pool.name, _now())
+        return self._found("pool = ? AND rests_until > ?", pool.name, since_boot_s())
 
     def _of(self, pool: Pool, host: str) -> list[Holding]:
-        return self._found("pool = ? AND host = ? AND held_until > ?", pool.name, host, _now())
+        return self._found("pool = ? AND host = ? AND held_until > ?", pool.name, host, since_boot_s())
 
     def _found(self, where: str, *values: str | float) -> list[Holding]:
-        now = _now()
+        now = since_boot_s()
         columns = "address, first, size, host, since, held_until, rests_until"
-        rows = self._database.execute(f"SELECT {columns} FROM holding WHERE {where}", values)
+        rows = self._file.execute(f"SELECT {columns} FROM holding WHERE {where}", values)
         return sorted((_holding(row, now) for row in rows), key=lambda each: (each.block.address.version, each.block))
 
     def _choose(self, pool: Pool, count: int) -> list[Block]:
@@ -230,7 +224,7 @@ class SqliteStore(PoolStore):
     def _is_free(self, pool: Pool, block: Block) -> bool:
         key = (pool.name, str(block.address), block.first)
         where = "pool = ? AND address = ? AND first = ? AND rests_until > ?"
-        return not self._database.execute(f"SELECT 1 FROM holding WHERE {where}", (*key, _now())).fetchone()
+        return not self._file.execute(f"SELECT 1 FROM holding WHERE {where}", (*key, since_boot_s())).fetchone()
 
     def _refuse_others(self, pool: Pool, operation: str, host: str, blocks: list[Block]) -> None:
         mine = {each.block for each in self._of(pool, host)}
@@ -238,7 +232,7 @@ class SqliteStore(PoolStore):
             raise not_held(operation, host, others)
 
     def _give(self, pool: Pool, block: Block, host: str, *, tell: bool = True) -> None:
-        until = _now() + pool.ttl_s
+        until = since_boot_s() + pool.ttl_s
         row = (
             pool.name,
             str(block.address),
@@ -249,41 +243,22 @@ class SqliteStore(PoolStore):
             until,
             until + pool.hold_down_s,
         )
-        self._database.execute("INSERT OR REPLACE INTO holding VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._file.execute("INSERT OR REPLACE INTO holding VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         if tell:
             self._tell(pool, "acquired", block, host)
 
     def _extend(self, pool: Pool, host: str) -> None:
-        now = _now()
+        now = since_boot_s()
         until = now + pool.ttl_s
-        self._database.execute(
+        self._file.execute(
             "UPDATE holding SET held_until = ?, rests_until = ? WHERE pool = ? AND host = ? AND held_until > ?",
             (until, until + pool.hold_down_s, pool.name, host, now),
         )
 
     def _tell(self, pool: Pool, what: str, block: Block, host: str, other: str | None = None) -> None:
         row = (time.time(), pool.name, what, str(block.address), block.first, block.size, host, other)
-        told = self._database.execute("INSERT INTO change VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        self._database.execute("DELETE FROM change WHERE id <= ?", ((told.lastrowid or 0) - _MOST_CHANGES,))
-
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
-        """A transaction that begins by keeping other writers out."""
-        with self._told(CHANGE):
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
-
-    @contextlib.contextmanager
-    def _told(self, operation: str) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise StateError(operation, str(error).lower(), self._path) from error
+        told = self._file.execute("INSERT INTO change VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._file.execute("DELETE FROM change WHERE id <= ?", ((told.lastrowid or 0) - _MOST_CHANGES,))
 
 
 def _holding(row: Row, now: float) -> Holding:
@@ -291,7 +266,3 @@ def _holding(row: Row, now: float) -> Holding:
     resting = held_until <= now
     left_s = (rests_until if resting else held_until) - now
     return Holding(Block(ip_address(address), first, size), host, datetime.fromtimestamp(since, UTC), left_s, resting)
-
-
-def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
