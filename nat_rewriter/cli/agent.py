@@ -86,8 +86,11 @@ def _run(running: Agent, inbound: InboundKeeper, service: Service, stopped: Call
         pause_s = again_s
         try:
             if time.monotonic() >= due:
-                due = time.monotonic() + running.pause_s
-                running.step()
+                began = time.monotonic()
+                try:
+                    running.step()
+                finally:
+                    due = began + running.pause_s
             pause_s = running.look()
         except NatctlError as error:
             warn(str(error))
