@@ -19,6 +19,7 @@ from nat_rewriter.model.policy import Policy
 
 MOST_SECTIONS = 2048  # that an edit may have to do with
 MOST_BYTES = 1 << 17
+_STRIDE = 1 << 14  # bytes that are compared at once
 _SLICE, _RULE = b"[[slice]]", b"[[snat]]"
 # After each of these nothing is left open of the section before.
 _HEADERS = (_SLICE, _RULE, b"[[dnat]]", b"[controller]", b"[controller.timeouts]")
@@ -259,6 +260,9 @@ def _is_usual(address: str) -> bool:
 def _common(one: bytes, other: bytes) -> int:
     """Return how many bytes two texts have in common at their beginning."""
     low, high = 0, min(len(one), len(other))
+    while low < high and one[low : low + _STRIDE] == other[low : low + _STRIDE]:
+        low += _STRIDE
+    low, high = min(low, high), min(low + _STRIDE, high)
     while low < high:
         middle = (low + high + 1) // 2
         if one[low:middle] == other[low:middle]:
@@ -270,10 +274,18 @@ def _common(one: bytes, other: bytes) -> int:
 
 def _common_end(one: bytes, other: bytes, at_most: int) -> int:
     """Return how many bytes two texts have in common at their end."""
-    low, high = 0, at_most
+    ends = len(one), len(other)
+
+    def same(low: int, high: int) -> bool:
+        return one[ends[0] - high : ends[0] - low] == other[ends[1] - high : ends[1] - low]
+
+    low = 0
+    while low + _STRIDE < at_most and same(low, low + _STRIDE):
+        low += _STRIDE
+    high = min(low + _STRIDE, at_most)
     while low < high:
         middle = (low + high + 1) // 2
-        if one[len(one) - middle : len(one) - low] == other[len(other) - middle : len(other) - low]:
+        if same(low, middle):
             low = middle
         else:
             high = middle - 1

@@ -15,7 +15,7 @@ from nat_rewriter.config.edit import Edit, Excerpt, Mentions, edit_between, exce
 from nat_rewriter.controller.generations import GenerationLog, Record, Warn
 from nat_rewriter.controller.in_force import InForce, note_in_force, read_in_force
 from nat_rewriter.controller.settling import PROTOCOLS, is_unsettling, strayless
-from nat_rewriter.errors import NatctlError, NftError, RulesetMoved, StateError
+from nat_rewriter.errors import NatctlError, NftError, RulesetMoved
 from nat_rewriter.kernel.confirm_socket import is_waiting
 from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft_batches import LiveElements
@@ -59,7 +59,7 @@ class Editor:
         self._log, self._warn, self._live = log, warn, LiveElements()
         self._known: InForce | None = None
         self._layouts: Mapping[str, Layout] = {}
-        self._unsettled: _Part | None = None
+        self._open: tuple[_Part, Record] | None = None  # what is in force and not settled yet
 
     def close(self) -> None:
         """Let the kernel go: it takes some milliseconds while it frees elements that were taken out."""
@@ -74,8 +74,9 @@ class Editor:
         """Make the kernel match a configuration that is another one than that in force by a small edit.
 
         None where the whole has to be applied: nothing was done then. Raises LockHeld, StateError, and what the kernel
-        says; a generation that failed is kept as such. The guard looks at every packet until :meth:`settle` is called.
+        says; a generation that failed is kept as such. :meth:`settle` is to be called after it.
         """
+        self.settle()
         table = self._log.place.table
         with table_lock(table, wait_s):
             known = self._look()
@@ -84,26 +85,34 @@ class Editor:
             if text == known.text:
                 return Edited((), None)
             part = _part_of(text, known, table, self._layouts, self._live)
-            return self._apply(part, source, known) if part else None
+            return self._apply(part, text, source, known) if part else None
 
     def settle(self) -> None:
-        """Let the guard settle again where the last edit made it look; else the next apply does.
+        """Do what the last edit need not wait for: until then the guard looks at every packet that it made it look at.
 
         There was no stray before the edit, so one can only be on an address that it has touched. Where another program
         changes a ruleset, or holds the table, at the same time, the guard goes on to look.
         """
-        part, known, self._unsettled = self._unsettled, self._known, None
-        if part is None or known is None:
+        left, self._open = self._open, None
+        if left is None:
             return
+        part, record = left
+        record.make_lasting()
+        known = self._known
         slices = [owned for owned in part.meant.after.slices if str(owned.address) in part.meant.touched]
         found = strayless(part.unsettled, slices)
-        if not found:
-            return
+        with suppress(NatctlError):
+            if known and found:
+                self._settle(known, found)
+            if self._known:
+                note_in_force(self._log, self._known.generation, self._known.ruleset)
+
+    def _settle(self, known: InForce, protocols: Sequence[str]) -> None:
         table = self._log.place.table
-        transaction = Transaction((AddElements(table, SETTLED, dict.fromkeys(found, "")),))
-        with suppress(NatctlError), table_lock(table):
+        transaction = Transaction((AddElements(table, SETTLED, dict.fromkeys(protocols, "")),))
+        with table_lock(table):
             self._live.change(transaction, self._layouts, known.ruleset)
-            self._learn(replace(known, ruleset=known.ruleset + 1))
+        self._known = replace(known, ruleset=known.ruleset + 1)
 
     def prepare(self) -> None:
         """Learn beforehand what the next edit would otherwise ask for: some tens of milliseconds, for who stays."""
@@ -120,7 +129,7 @@ class Editor:
             self._layouts = {name: one for name, one in found.items() if one and not one.is_sorted}
         return self._known
 
-    def _apply(self, part: _Part, source: str, known: InForce) -> Edited | None:
+    def _apply(self, part: _Part, text: bytes, source: str, known: InForce) -> Edited | None:
         self._known = None  # until it is known again
         record = Record(self._log, self._warn)
         transaction = _transaction(self._log.place.table, part)
@@ -131,18 +140,12 @@ class Editor:
                 _verify(part, self._log.place.table, self._layouts, self._live)
         except RulesetMoved:
             return None
-        record.finish(Outcome.APPLIED)
+        record.note(Outcome.APPLIED)
+        self._open = part, record
         kept, ruleset = record.generation, known.ruleset + bool(transaction)
         if kept and self._live.generation() == ruleset:
-            text = part.edit.of(known.text)
-            self._learn(replace(known, text=text, generation=kept.number, ruleset=ruleset, mentions=None))
-            self._unsettled = part
+            self._known = replace(known, text=text, generation=kept.number, ruleset=ruleset, mentions=None)
         return Edited(part.changes, kept)
-
-    def _learn(self, now: InForce) -> None:
-        self._known = now
-        with suppress(StateError):  # then the next process reads all
-            note_in_force(self._log, now.generation, now.ruleset)
 
 
 def _part_of(

@@ -4,7 +4,8 @@ A generation is three files of one number: ``7.json`` for what is said of it, wr
 is known, and ``7.toml.gz`` and ``7.nft.gz`` for the configuration as it was read and the ruleset that it meant. One
 that came from another by small edits has ``7.edits-4.json`` in their place, for what was edited since generation 4.
 
-They outlast a crash of the host from when the outcome is known: what was under way then has no ruleset any more.
+They outlast a crash of the host from when the outcome is known, or a moment after: what was under way then has no
+ruleset any more.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ class GenerationLog:
         generation = self._new(action, source, configuration.rolled_back_to if configuration else None)
         for suffix, content in zip(_BULK, (text, ruleset.encode()), strict=True):
             store.write_file(self._path(generation.number, suffix), gzip.compress(content, 1, mtime=0), lasting=False)
-        self._write(generation, lasting=False)
+        self._write(generation)
         self._forget_oldest()
         return generation
 
@@ -147,8 +148,7 @@ class GenerationLog:
         store.write_file(
             self._path(generation.number, f"edits-{root}.json"), json.dumps(fields).encode(), lasting=False
         )
-        self._write(generation, lasting=False)
-        self._forget_oldest()
+        self._write(generation)
         return generation
 
     def _new(self, action: str, source: str, rolled_back_to: int | None = None) -> Generation:
@@ -169,11 +169,14 @@ class GenerationLog:
     def finish(self, generation: Generation, outcome: Outcome, reason: str | None = None) -> Generation:
         """Keep what became of a generation."""
         finished = replace(generation, outcome=outcome, reason=reason)
-        names, own = store.list_names(self.place.directory), f"{generation.number}."
-        bulk = (name for name in names if name.startswith(own) and name != f"{own}json")
-        store.keep_files(self.place.directory / name for name in bulk)
         self._write(finished)
         return finished
+
+    def make_lasting(self, number: int) -> None:
+        """Let a generation outlast a crash of the host, and forget the oldest ones."""
+        own = (name for name in store.list_names(self.place.directory) if name.startswith(f"{number}."))
+        store.make_lasting(self.place.directory, own)
+        self._forget_oldest()
 
     @property
     def _table(self) -> str:
@@ -192,9 +195,9 @@ class GenerationLog:
         except (ValueError, TypeError, KeyError):
             return None
 
-    def _write(self, generation: Generation, *, lasting: bool = True) -> None:
+    def _write(self, generation: Generation) -> None:
         content = json.dumps(generation_object(generation), indent=1).encode() + b"\n"
-        store.write_file(self._path(generation.number, "json"), content, lasting=lasting)
+        store.write_file(self._path(generation.number, "json"), content, lasting=False)
 
     def _bulk(self, number: int, suffix: str) -> bytes:
         path = self._path(number, suffix)
@@ -280,13 +283,31 @@ class Record:
             self.warn(f"this generation is not kept: {error}")
 
     def finish(self, outcome: Outcome, reason: str | None = None) -> None:
-        """Keep what became of it."""
-        if self.generation is None:
-            return
+        """Keep what became of it, for good."""
+        with self._finished():
+            if self.generation:
+                self.generation = self.log.finish(self.generation, outcome, reason)
+                self.log.make_lasting(self.generation.number)
+
+    def note(self, outcome: Outcome) -> None:
+        """Keep what became of it, as long as the host does not crash."""
+        with self._finished():
+            if self.generation:
+                self.generation = self.log.finish(self.generation, outcome)
+
+    def make_lasting(self) -> None:
+        """Let it outlast a crash of the host."""
+        with self._finished():
+            if self.generation:
+                self.log.make_lasting(self.generation.number)
+
+    @contextmanager
+    def _finished(self) -> Iterator[None]:
         try:
-            self.generation = self.log.finish(self.generation, outcome, reason)
+            yield
         except StateError as error:
-            self.warn(f"the outcome of generation {self.generation.number} is not kept: {error}")
+            number = self.generation.number if self.generation else 0
+            self.warn(f"the outcome of generation {number} is not kept: {error}")
 
     def is_finished(self) -> bool:
         """Tell whether what became of it is kept already."""

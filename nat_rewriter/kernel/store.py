@@ -46,11 +46,12 @@ def write_file(path: Path, content: bytes, *, lasting: bool = True) -> None:
             raise
 
 
-def keep_files(paths: Iterable[Path]) -> None:
-    """Let files that are there outlast a crash of the host; their names do once another file is written lastingly."""
-    for path in paths:
-        with _told(_WRITE, path):
-            _sync(path, os.O_RDONLY)
+def make_lasting(directory: Path, names: Iterable[str]) -> None:
+    """Let files of a directory that are there outlast a crash of the host."""
+    with _told(_WRITE, directory):
+        for name in names:
+            _sync(directory / name, os.O_RDONLY)
+        _sync(directory, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def read_file(path: Path) -> bytes | None:

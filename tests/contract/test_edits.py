@@ -94,13 +94,13 @@ def test_a_process_that_stays_goes_on_from_what_it_knows(log: GenerationLog) -> 
     assert_in_kernel(text_of(s1=9))
 
 
-def test_a_guard_that_was_not_settled_is_left_to_the_whole(log: GenerationLog) -> None:
+def test_a_guard_that_was_not_settled_is_settled_before_the_next_edit(log: GenerationLog) -> None:
     apply_whole(text_of(), log)
     with closing(Editor(log, pytest.fail)) as editor:
-        assert editor.apply(text_of(s3=1000), "natctl.toml") is not None
-        assert editor.apply(text_of(s3=999), "natctl.toml") is None
-        editor.settle()
-        assert editor.apply(text_of(s3=999), "natctl.toml") is not None
+        for width in (1000, 999):
+            assert editor.apply(text_of(s3=width), "natctl.toml") is not None
+    with closing(Editor(log, pytest.fail)) as another:  # as if the first had been killed
+        assert another.apply(text_of(s3=998), "natctl.toml") is None
 
 
 def test_only_the_elements_of_the_slice_are_sent(log: GenerationLog) -> None:
