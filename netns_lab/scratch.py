@@ -34,9 +34,16 @@ def list_leftovers() -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(Path(tempfile.gettempdir()).glob("natctl-*")):
         match = _NAME.fullmatch(path.name)
-        if match and path.lstat().st_uid == os.geteuid():
+        if match and _is_ours(path):
             found.setdefault(match["lab"], []).append(path)
     return {lab: paths for lab, paths in found.items() if not _in_use(lab, paths)}
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.lstat().st_uid == os.geteuid()
+    except FileNotFoundError:  # its process has just taken it away
+        return False
 
 
 def _in_use(lab: str, paths: list[Path]) -> bool:

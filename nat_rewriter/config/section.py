@@ -35,6 +35,8 @@ class Section:
     ``refuse_unknown`` comes last: it reports the keys that nothing asked for.
     """
 
+    __slots__ = ("_asked", "_content", "_faulty", "_inner", "_path", "_report")  # there may be twenty thousand
+
     def __init__(self, report: Report, path: str | Callable[[], str], content: Mapping[str, object]) -> None:
         self._path = path
         self._report = report
