@@ -40,12 +40,16 @@ def _aligned(cells: Sequence[str], *, to_the_right: bool) -> list[str]:
 
 def where() -> str:
     """Return what was measured on."""
-    return f"Linux {platform.release()}, {os.cpu_count()} processors, {date.today():%Y-%m-%d}. Use the ratios."
+    return f"{_kernel()}, {os.cpu_count()} processors, {date.today():%Y-%m-%d}. Use the ratios."
 
 
 def heading(bench: str, peer: str) -> str:
     """Return how, when and on what a bench measures that begins now, and beside which version of what."""
     return (
-        f"`./dev bench {bench}` on {date.today():%Y-%m-%d}: Linux {platform.release()}, {os.cpu_count()} processors "
+        f"`./dev bench {bench}` on {date.today():%Y-%m-%d}: {_kernel()}, {os.cpu_count()} processors "
         f"with a load of {os.getloadavg()[0]:.1f} when it began, {peer}."
     )
+
+
+def _kernel() -> str:
+    return "Linux " + platform.release().partition("-")[0]  # what follows is who built it
