@@ -69,7 +69,6 @@ def read_change(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> C
 
     A table that is made anew starts with what the old one recorded, and with the claims of all flows.
     """
-    nft.get_ready()
     wanted = render(policy)
     with ThreadPoolExecutor(max_workers=1) as beside:  # each is work for another process
         tried_out = beside.submit(nft.listing_of, wanted.table, wanted.skeleton)

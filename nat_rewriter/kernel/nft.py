@@ -51,9 +51,6 @@ class Nft(Protocol):
     def listing_of(self, table: str, skeleton: str) -> str:
         """Return how this kernel and nft list a skeleton."""
 
-    def get_ready(self) -> None:
-        """Begin what :meth:`listing_of` will need, beside other work."""
-
 
 class _Tried(NamedTuple):
     """A skeleton that was tried out: how nft lists it, and how the kernel holds it."""
@@ -75,7 +72,6 @@ class KernelNft:
         self._answer_within_s = answer_within_s
         self._trying = threading.Lock()  # a skeleton may be tried out while the table is read
         self._tried: dict[str, _Tried] = {}
-        self._scratch: Worker | None = None
         self._expected = -1  # number of the ruleset, where nobody else changes any
 
     def __enter__(self) -> Self:
@@ -85,10 +81,8 @@ class KernelNft:
         self.close()
 
     def close(self) -> None:
-        """End the processes that hold libnftables."""
+        """End the process that holds libnftables."""
         self._worker.close()
-        if self._scratch:
-            self._scratch.close()
 
     def check(self, transaction: Transaction) -> None:
         """Raise NftError if the kernel would not take the transaction; change nothing."""
@@ -136,11 +130,6 @@ class KernelNft:
                 self._tried[skeleton] = self._try_out(table, skeleton)
             return self._tried[skeleton].text
 
-    def get_ready(self) -> None:
-        """Start the process for a skeleton that is to be tried out."""
-        if not self._tried and self._scratch is None:
-            self._scratch = Worker(["--scratch"], self._answer_within_s)
-
     def _skeleton_text(self, table: str) -> str:
         return ordered_listing(self._ask("list ruleset", f"list table inet {table}", stateless=True, terse=True))
 
@@ -150,8 +139,7 @@ class KernelNft:
         return nft_listing.elements_of(found, nft_listing.range_maps(listing))
 
     def _try_out(self, table: str, skeleton: str) -> _Tried:
-        ready, self._scratch = self._scratch, None
-        scratch = ready or Worker(["--scratch"], self._answer_within_s)
+        scratch = Worker(["--scratch"], self._answer_within_s)
         try:
             made = scratch.ask(text=transaction_text(Transaction((CreateTable(table, skeleton),))))
             _raise_for("check ruleset", made)

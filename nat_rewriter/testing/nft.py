@@ -64,9 +64,6 @@ class FakeNft:
         """Return the skeleton: this nftables lists what it was given."""
         return skeleton
 
-    def get_ready(self) -> None:
-        """Need nothing."""
-
     def _result_of(self, transaction: Transaction) -> dict[str, _Table]:
         tables = copy.deepcopy(self._tables)
         for step in transaction.steps:
