@@ -25,10 +25,6 @@ class Applier:
         self._generation: Generation | None = None
         self._took_s = 0.0
 
-    def close(self) -> None:
-        """Let the kernel go."""
-        self._editor.close()
-
     @property
     def last(self) -> str:
         """What the last configuration became, in words."""

@@ -97,22 +97,20 @@ class Editor:
         if left is None:
             return
         part, record = left
-        record.make_lasting()
-        known = self._known
         slices = [owned for owned in part.meant.after.slices if str(owned.address) in part.meant.touched]
         found = strayless(part.unsettled, slices)
-        with suppress(NatctlError):
-            if known and found:
-                self._settle(known, found)
+        with suppress(NatctlError), table_lock(self._log.place.table):
+            record.make_lasting()
+            if self._known and found:
+                self._known = self._settled(self._known, found)
             if self._known:
                 note_in_force(self._log, self._known.generation, self._known.ruleset)
 
-    def _settle(self, known: InForce, protocols: Sequence[str]) -> None:
-        table = self._log.place.table
-        transaction = Transaction((AddElements(table, SETTLED, dict.fromkeys(protocols, "")),))
-        with table_lock(table):
-            self._live.change(transaction, self._layouts, known.ruleset)
-        self._known = replace(known, ruleset=known.ruleset + 1)
+    def _settled(self, known: InForce, protocols: Sequence[str]) -> InForce:
+        """Let flows of protocols pass the guard, on the ruleset that is known; return what is in force then."""
+        added = AddElements(self._log.place.table, SETTLED, dict.fromkeys(protocols, ""))
+        self._live.change(Transaction((added,)), self._layouts, known.ruleset)
+        return replace(known, ruleset=known.ruleset + 1)
 
     def prepare(self) -> None:
         """Learn beforehand what the next edit would otherwise ask for: some tens of milliseconds, for who stays."""
