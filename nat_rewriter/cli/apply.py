@@ -213,7 +213,7 @@ def remove(env: Env, wait_s: float, state: Path | None) -> int:
 
     Flows that were rewritten keep their addresses until they end: they live in conntrack.
     """
-    from nat_rewriter.controller.apply import remove_table
+    from nat_rewriter.controller.removal import remove_table
 
     table = env.policy().controller.table
     removed = remove_table(log_of(state, table), warn, wait_s)
@@ -246,10 +246,10 @@ def _print_transaction(configuration: Configuration) -> int:
 
 def print_applied(env: Env, applied: Applied, configuration: Configuration, log: GenerationLog) -> None:
     """Print what was changed: as JSON, by name, or in a line."""
-    from nat_rewriter.cli.ruleset import print_change
-    from nat_rewriter.controller.touched import read_policy_change
-
     if env.json or env.verbosity > 0:
+        from nat_rewriter.cli.ruleset import print_change
+        from nat_rewriter.controller.touched import read_policy_change
+
         previous = log.policy_of(applied.previous)
         print_change(
             env, applied.change, read_policy_change(applied.change, configuration.policy, previous, count=False)

@@ -1,30 +1,27 @@
-"""Applying a configuration and removing a table: one natctl at a time, and every generation kept."""
+"""Applying a configuration: one natctl at a time, and every generation kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nat_rewriter.controller.confirmation import Guardian, Word, decide
 from nat_rewriter.controller.generations import GenerationLog, Record, Warn
 from nat_rewriter.controller.in_force import note_in_force
 from nat_rewriter.controller.intent import Change, read_change, run_change
-from nat_rewriter.controller.marking import unmark_all
-from nat_rewriter.controller.sysctls import restore_sysctls
-from nat_rewriter.controller.way_back import find_way_back
 from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.kernel.confirm_socket import is_waiting
-from nat_rewriter.kernel.inbound import Handover
 from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft import KernelNft
 from nat_rewriter.model.generations import Configuration, Generation, Outcome
 from nat_rewriter.model.ruleset import Ruleset
 from nat_rewriter.model.transaction import Transaction
-from nat_rewriter.plan import plan, plan_removal
-from nat_rewriter.render.inbound import inbound_table_name
-from nat_rewriter.render.terms import terms_table_name
+from nat_rewriter.plan import plan
 from nat_rewriter.render.transaction import transaction_text
+
+if TYPE_CHECKING:
+    from nat_rewriter.controller.confirmation import Guardian
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +77,28 @@ def apply_configuration(
         return Applied(change, generation, previous)
     if change.transaction:
         raise NatctlError("apply", "another configuration waits to be confirmed: natctl apply --confirmed keeps it")
-    verdict = decide(configuration.table, Word.KEEP)
+    return Applied(change, None, previous, _confirmed(configuration.table))
+
+
+def _confirmed(table: str) -> str:
+    """Keep the change that waits for it, and return the sentence that says so."""
+    from nat_rewriter.controller.confirmation import Word, decide
+
+    verdict = decide(table, Word.KEEP)
     if not verdict.kept:
         raise NatctlError("apply", verdict.sentence)
-    return Applied(change, None, previous, verdict.sentence)
+    return verdict.sentence
 
 
 def _run_recorded(
     change: Change, configuration: Configuration, record: Record, nft: KernelNft, confirm: Confirm | None
 ) -> Generation | None:
-    record.begin(configuration, change.action, lambda: generation_ruleset(change.wanted))
+    record.begin(configuration, change.action)
     guarded = confirm if change.transaction else None
-    with record.failing():
+    with record.failing(), record.keeping_ruleset(lambda: generation_ruleset(change.wanted)):
         if guarded:
+            from nat_rewriter.controller.way_back import find_way_back
+
             way = find_way_back(change, configuration.policy, record.log.current_policy, nft)
             guarded.guardian.protect(way, record)
         run_change(change, configuration.policy, nft)
@@ -109,34 +115,6 @@ def _note_in_force(configuration: Configuration, number: int | None, log: Genera
         # What could not be kept now is not what was kept before.
         if number and ruleset and log.configuration_text(number) == configuration.text:
             note_in_force(log, number, ruleset)
-
-
-def remove_table(log: GenerationLog, warn: Warn, wait_s: float = 0.0) -> bool:
-    """Take the table out of the kernel and give back the sysctls; tell whether there was a table.
-
-    The removal is kept as a generation. A change that waits to be confirmed does so no more.
-    """
-    table = log.place.table
-    if is_waiting(table):
-        decide(table, Word.KEEP)  # or what was there before would come back later
-    with held_table(table, wait_s) as nft:
-        # What `natctl agent` has beside it goes with it.
-        live = nft.read(table)
-        removals = [plan_removal(live), plan_removal(nft.read(terms_table_name(table)))]
-        transaction = Transaction(tuple(step for removal in removals for step in removal.steps))
-        if transaction:
-            record = Record(log, warn)
-            record.begin(None, "remove", str)
-            with record.failing():
-                nft.run(transaction)
-                unmark_all(live)
-            record.finish(Outcome.APPLIED)
-        if nft.find_listing("netdev", inbound_table_name(table)) is not None:
-            with Handover(table) as handover:
-                handover.take_down()
-        for setting in restore_sysctls(log.place):
-            warn(f"{setting.name} was changed since natctl set it, and is left as it is")
-    return bool(transaction)
 
 
 def generation_ruleset(wanted: Ruleset) -> str:

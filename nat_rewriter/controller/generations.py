@@ -1,8 +1,9 @@
 """The generations of a table on disk: configuration, ruleset, who, when, and what became of each.
 
-A generation is three files of one number: ``7.json`` for what is said of it, written last and replaced when its outcome
-is known, and ``7.toml.gz`` and ``7.nft.gz`` for the configuration as it was read and the ruleset that it meant. One
-that came from another by small edits has ``7.edits-4.json`` in their place, for what was edited since generation 4.
+A generation is three files of one number: ``7.toml.gz`` for the configuration as it was read, ``7.json`` for what is
+said of it, replaced when its outcome is known, and ``7.nft.gz`` for the ruleset that it meant, written while the kernel
+takes it. One that came from another by small edits has ``7.edits-4.json`` in place of both texts, for what was edited
+since generation 4.
 
 They outlast a crash of the host from when the outcome is known, or a moment after: what was under way then has no
 ruleset any more.
@@ -19,6 +20,7 @@ import shlex
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -36,7 +38,7 @@ from nat_rewriter.model.policy import Policy
 
 KEPT = 50
 MOST_EDITS = 32  # after so many a configuration is kept whole again
-_BULK = ("toml.gz", "nft.gz")
+_CONFIGURATION, _RULESET = "toml.gz", "nft.gz"
 _EDITS = re.compile(r"(\d+)\.edits-(\d+)\.json")
 # A generation whose outcome says that it came and that nothing replaced it by itself.
 _STANDS = (Outcome.APPLIED, Outcome.UNCONFIRMED)
@@ -75,16 +77,21 @@ class GenerationLog:
     def configuration_text(self, number: int) -> bytes:
         """Return the configuration of a generation as it was read; empty for a removal."""
         root, edits = self._edits_of(number)
-        text = self._bulk(root, "toml.gz")
+        text = self._bulk(root, _CONFIGURATION)
         for edit in edits:
             text = edit.of(text)
         return text
 
     def ruleset_text(self, number: int) -> str:
-        """Return the ruleset of a generation, as text that `nft -f` loads; raise ConfigError as configuration()."""
-        if number in _roots(store.list_names(self.place.directory)):
-            return render.ruleset_text(self.configuration(number).policy)
-        return self._bulk(number, "nft.gz").decode()
+        """Return the ruleset of a generation, as text that `nft -f` loads; raise ConfigError as configuration().
+
+        Of an edit, and of what natctl was ended at, none is kept: it is what this natctl makes of the configuration.
+        """
+        if self.get(number).action == "remove":
+            return ""
+        if f"{number}.{_RULESET}" in store.list_names(self.place.directory):
+            return self._bulk(number, _RULESET).decode()
+        return render.ruleset_text(self.configuration(number).policy)
 
     def configuration(self, number: int) -> Configuration:
         """Return the configuration of a generation; raise ConfigError where this natctl cannot read it any more."""
@@ -126,15 +133,18 @@ class GenerationLog:
             raise NatctlError("roll back", "no earlier generation is kept", self._table)
         return applied[-1]
 
-    def begin(self, configuration: Configuration | None, action: str, ruleset: str) -> Generation:
+    def begin(self, configuration: Configuration | None, action: str) -> Generation:
         """Keep a generation that is about to be applied (None: removed), and forget the oldest ones."""
         source, text = (configuration.source, configuration.text) if configuration else ("", b"")
         generation = self._new(action, source, configuration.rolled_back_to if configuration else None)
-        for suffix, content in zip(_BULK, (text, ruleset.encode()), strict=True):
-            store.write_file(self._path(generation.number, suffix), gzip.compress(content, 1, mtime=0), lasting=False)
+        self._write_bulk(generation.number, _CONFIGURATION, text)
         self._write(generation)
         self._forget_oldest()
         return generation
+
+    def keep_ruleset(self, number: int, ruleset: str) -> None:
+        """Keep the ruleset of a generation as text."""
+        self._write_bulk(number, _RULESET, ruleset.encode())
 
     def begin_edit(self, of: int, edit: Edit, source: str) -> Generation:
         """Keep a generation that is about to be applied, and is another one but for an edit."""
@@ -143,7 +153,7 @@ class GenerationLog:
         edits.append(edit)
         if len(edits) > MOST_EDITS:
             root, edits, text = generation.number, [], edit.of(self.configuration_text(of))
-            store.write_file(self._path(root, _BULK[0]), gzip.compress(text, 1, mtime=0), lasting=False)
+            self._write_bulk(root, _CONFIGURATION, text)
         fields = [[one.first, one.last, one.new.decode()] for one in edits]
         store.write_file(
             self._path(generation.number, f"edits-{root}.json"), json.dumps(fields).encode(), lasting=False
@@ -199,15 +209,20 @@ class GenerationLog:
         content = json.dumps(generation_object(generation), indent=1).encode() + b"\n"
         store.write_file(self._path(generation.number, "json"), content, lasting=False)
 
+    def _write_bulk(self, number: int, suffix: str, content: bytes) -> None:
+        store.write_file(self._path(number, suffix), gzip.compress(content, 1, mtime=0), lasting=False)
+
     def _bulk(self, number: int, suffix: str) -> bytes:
         path = self._path(number, suffix)
         content = store.read_file(path)
         if content is None:
             raise StateError("read state", "does not exist", path)
         try:
-            return gzip.decompress(content) if suffix.endswith(".gz") else content
+            if content:
+                return gzip.decompress(content) if suffix.endswith(".gz") else content
         except (OSError, EOFError, zlib.error):
-            raise StateError("read state", "is damaged", path) from None
+            pass
+        raise StateError("read state", "is damaged", path)
 
     def _edits_of(self, number: int) -> tuple[int, list[Edit]]:
         """Return the generation whose configuration is kept whole, and the edits from there."""
@@ -228,7 +243,7 @@ class GenerationLog:
             kept = {*numbers[-KEPT:], *self._applied_last(numbers)}
             kept |= {roots[number] for number in kept if number in roots}
             for number in set(numbers) - kept:
-                suffixes = ("json", *_BULK, f"edits-{roots.get(number)}.json")
+                suffixes = ("json", _CONFIGURATION, _RULESET, f"edits-{roots.get(number)}.json")
                 store.remove_files(self._path(number, suffix) for suffix in suffixes)
         store.remove_drafts(self.place.directory)
 
@@ -263,17 +278,30 @@ class Record:
     warn: Warn
     generation: Generation | None = None
 
-    def begin(self, configuration: Configuration | None, action: str, ruleset: Callable[[], str]) -> None:
+    def begin(self, configuration: Configuration | None, action: str) -> None:
         """Keep the generation, unless it is the current one in everything."""
         with self._kept():
             if action == "none" and configuration and self._is_current(configuration):
                 return
-            self.generation = self.log.begin(configuration, action, ruleset())
+            self.generation = self.log.begin(configuration, action)
 
     def begin_edit(self, of: int, edit: Edit, source: str) -> None:
         """Keep a generation that is another one but for an edit."""
         with self._kept():
             self.generation = self.log.begin_edit(of, edit, source)
+
+    @contextmanager
+    def keeping_ruleset(self, ruleset: Callable[[], str]) -> Iterator[None]:
+        """Keep the ruleset of the generation as well, while the block waits for the kernel."""
+        if self.generation is None:
+            yield
+            return
+        number = self.generation.number
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            kept = beside.submit(lambda: self.log.keep_ruleset(number, ruleset()))
+            yield
+        with self._kept():
+            kept.result()
 
     @contextmanager
     def _kept(self) -> Iterator[None]:

@@ -83,9 +83,10 @@ def withdraw(
         change = read_change(policy, nft)
         leaving = _leaving(change, policy, log)
         record = Record(log, warn)
-        record.begin(configuration, change.action, lambda: generation_ruleset(change.wanted))
+        record.begin(configuration, change.action)
         with record.failing(), _interruptible(leaving, record):
-            _stop_new_flows(policy, leaving, nft)
+            with record.keeping_ruleset(lambda: generation_ruleset(change.wanted)):
+                _stop_new_flows(policy, leaving, nft)
             if leaving:
                 record.finish(Outcome.DRAINING)
                 _wait(leaving, seconds, tell)

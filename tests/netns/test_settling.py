@@ -175,6 +175,35 @@ def test_an_answer_is_looked_at_though_the_flow_is_established_by_then(lab: Lab,
 
 
 @FAMILIES
+@KINDS
+def test_answers_come_from_another_hosts_part_of_a_shared_address(lab: Lab, kind: str, family: int) -> None:
+    """The server's address is shared as well: this host has other ports of it, which no packet comes from here."""
+    shared = Slice("of-the-server", ip_address(SERVERS[family]), (OURS,), tuple(Protocol))
+    (mine,) = (piece for piece in slices(OURS) if piece.address.version == family)
+    make(lab, configuration([mine, shared], rules=[(CLIENT_NETWORKS[family], [mine])]))
+    flow = forwarded(lab, kind, family)
+    assert all(round_trip(flow) for _ in range(3))
+
+
+@FAMILIES
+@KINDS
+def test_answers_of_a_flow_that_was_led_in_are_cut_with_its_slice(lab: Lab, kind: str, family: int) -> None:
+    """Led to a client by natctl, and rewritten into an address of this host by somebody else on its way in."""
+    serve(lab.client, PORT)
+    ip, to = ("ip6", f"[{CLIENTS[6]}]") if family == 6 else ("ip", CLIENTS[4])
+    lab.egress.nft(
+        f"table {ip} other {{ chain c {{ type nat hook postrouting priority 90; {ip} daddr {CLIENTS[family]} masquerade; }}; }}"
+    )
+    led = f'[[dnat]]\nname = "in"\nslice = "s{family}-{OTHER.first}"\nports = ["8960"]\nto = "{to}:{PORT}"\n'
+    make(lab, configuration(slices(OURS, OTHER)) + led)
+    connect = lab.server.tcp_connect if kind == "tcp" else lab.server.udp_connect
+    caller = connect((SOFT[family], 8960), src=(SERVERS[family], 0), timeout_s=0.4)
+    assert all(round_trip(caller) for _ in range(3))
+    make(lab, configuration(slices(OURS)))
+    assert not round_trip(caller)
+
+
+@FAMILIES
 def test_the_first_packet_outside_is_dropped(lab: Lab, family: int) -> None:
     own(lab, OURS, coexist="off")
     assert settled(lab) == {"tcp", "udp"}
