@@ -16,7 +16,6 @@ from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft import KernelNft
 from nat_rewriter.model.generations import Configuration, Generation, Outcome
 from nat_rewriter.model.ruleset import Ruleset
-from nat_rewriter.model.transaction import Transaction
 from nat_rewriter.plan import plan
 from nat_rewriter.render.transaction import transaction_text
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from nat_rewriter.controller.marking import forget_leaving, mark_local_flows
-from nat_rewriter.controller.settling import is_unsettling, lasting, settle, settled_protocols, unsettle
+from nat_rewriter.controller.settling import find_strayless, is_unsettling, lasting, settle, settled_protocols, unsettle
 from nat_rewriter.errors import NftError
 from nat_rewriter.kernel.lock import table_lock
 from nat_rewriter.kernel.nft import KernelNft, Nft
@@ -16,7 +16,7 @@ from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.ruleset import Elements, LiveTable, Ruleset
 from nat_rewriter.model.transaction import Transaction
 from nat_rewriter.plan import SetChange, is_rebuilt, plan, plan_records, plan_removal, set_changes
-from nat_rewriter.render import render
+from nat_rewriter.render import outline, render
 from nat_rewriter.render.parts import Parts
 
 ReadClaims = Callable[[Policy], Elements]
@@ -69,9 +69,10 @@ def read_change(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> C
 
     A table that is made anew starts with what the old one recorded, and with the claims of all flows.
     """
-    wanted = render(policy)
-    with ThreadPoolExecutor(max_workers=1) as beside:  # each is work for another process
-        tried_out = beside.submit(nft.listing_of, wanted.table, wanted.skeleton)
+    outlined = outline(policy)
+    with ThreadPoolExecutor(max_workers=1) as beside:  # it is work for another process
+        tried_out = beside.submit(nft.listing_of, outlined.table, outlined.skeleton)
+        wanted = outlined.ruleset()
         live = nft.read(wanted.table)
         listing = tried_out.result()
     recorded = None
@@ -108,12 +109,14 @@ def run_change(change: Change, policy: Policy, nft: Nft, claims: ReadClaims = re
     settled = _settled_throughout(change, nft)
     forget_leaving(change.wanted, change.live, nft)
     nft.run(change.transaction)
-    if change.transaction:
-        _verify(change, nft)
+    with ThreadPoolExecutor(max_workers=1) as beside:  # one asks nf_tables, the other conntrack
+        strayless = beside.submit(find_strayless, change.wanted, policy.slices, settled)
+        if change.transaction:
+            _verify(change, nft)
     if change.action in ("create", "rebuild"):
         # Flows that began between the look at conntrack and the new table: their claims died with the old one.
         nft.run(plan_records(change.wanted, claims(policy)))
-    settle(change.wanted, policy.slices, nft, settled)
+    settle(change.wanted, strayless.result(), nft)
     mark_local_flows(policy.controller, change.wanted, change.live, nft)
 
 

@@ -48,14 +48,18 @@ def unsettle(live: LiveTable | None, nft: Nft) -> None:
         nft.run(Transaction((DeleteElements(live.table, SETTLED, tuple(settled)),)))
 
 
-def settle(wanted: Ruleset, slices: Sequence[Slice], nft: Nft, settled: Collection[str] = ()) -> None:
-    """Let established flows pass the guard without a look, of those protocols that have no stray.
+def find_strayless(wanted: Ruleset, slices: Sequence[Slice], settled: Collection[str] = ()) -> Sequence[str]:
+    """Return the protocols that have no stray under a table in force; not those that are ``settled`` already.
 
-    ``settled`` are those that do so already. Where conntrack cannot be asked, the guard goes on to look.
+    None where conntrack cannot be asked: the guard goes on to look.
     """
-    asked = [name for name in PROTOCOLS if name not in settled]
-    if SETTLED in wanted.elements and (found := strayless(asked, slices)):
-        nft.run(Transaction((AddElements(wanted.table, SETTLED, dict.fromkeys(found, "")),)))
+    return strayless([name for name in PROTOCOLS if name not in settled], slices) if SETTLED in wanted.elements else ()
+
+
+def settle(wanted: Ruleset, protocols: Sequence[str], nft: Nft) -> None:
+    """Let established flows of protocols pass the guard without a look."""
+    if protocols:
+        nft.run(Transaction((AddElements(wanted.table, SETTLED, dict.fromkeys(protocols, "")),)))
 
 
 def strayless(asked: Sequence[str], slices: Sequence[Slice]) -> Sequence[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nat_rewriter.controller.intent import Change, read_claims
-from nat_rewriter.controller.settling import lasting, owned_slices, settle, unsettle
+from nat_rewriter.controller.settling import find_strayless, lasting, owned_slices, settle, unsettle
 from nat_rewriter.errors import NatctlError, NftError
 from nat_rewriter.kernel.nft import Nft
 from nat_rewriter.kernel.nft_listing import dynamic_sets
@@ -60,7 +60,7 @@ def go_back(way: WayBack, nft: Nft) -> bool:
     if transaction and _transaction(way, nft.read(way.table), {}):
         raise NftError("read back ruleset", 0, "the kernel holds something else than was sent: see natctl diff")
     if transaction and way.before:
-        settle(way.before, owned_slices(way.before.elements), nft)
+        settle(way.before, find_strayless(way.before, owned_slices(way.before.elements)), nft)
     return bool(transaction)
 
 

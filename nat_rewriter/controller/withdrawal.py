@@ -115,7 +115,7 @@ def draining_policy(after: Policy, leaving: tuple[Slice, ...]) -> Policy:
 
     No name of a slice matters there, but that it is like no other.
     """
-    owned = tuple(replace(one, name=f"draining-{number}") for number, one in enumerate(leaving))
+    owned = tuple(one._replace(name=f"draining-{number}") for number, one in enumerate(leaving))
     return replace(after, slices=(*after.slices, *owned), draining=owned)
 
 

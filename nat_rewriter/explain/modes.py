@@ -19,10 +19,10 @@ def in_mode(policy: Policy, coexist: Coexist) -> Policy:
         policy,
         controller=controller,
         slices=tuple(map(_whole, policy.slices)),
-        snat=tuple(replace(rule, slices=tuple(map(_whole, rule.slices))) for rule in policy.snat),
+        snat=tuple(rule._replace(slices=tuple(map(_whole, rule.slices))) for rule in policy.snat),
         dnat=tuple(replace(rule, slice=_whole(rule.slice)) for rule in policy.dnat),
     )
 
 
 def _whole(owned: Slice) -> Slice:
-    return replace(owned, socket_ranges=())
+    return owned._replace(socket_ranges=())

@@ -141,3 +141,4 @@ if __name__ == "__main__":
     if SCRATCH in sys.argv[1:]:
         leave_network()
     serve(sys.stdin.buffer, sys.stdout.buffer)
+    os._exit(0)  # to take the interpreter apart takes longer than a small transaction, and somebody waits for the end

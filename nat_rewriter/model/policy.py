@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
 
 from nat_rewriter.model.inbound import Inbound
 from nat_rewriter.model.pools import DEFAULT_STORE, Demand, Pool, StoreAddress
@@ -92,8 +93,7 @@ class Controller:
         return f"{MARKED}{family}_{self.local_mark.bit_length() - 1}"
 
 
-@dataclass(frozen=True, slots=True)
-class SnatRule:
+class SnatRule(NamedTuple):
     """Packets that match all given fields are rewritten into one of the slices; empty fields match everything.
 
     ``waits_for``: the IP versions of the rule's pools. While no slice of one is held, forwarded packets of it are

@@ -1,4 +1,7 @@
-"""Slices: the ports of a shared address that this host owns."""
+"""Slices: the ports of a shared address that this host owns.
+
+There may be ten thousand: a named tuple is made in a third of the time that a frozen dataclass takes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 Address = IPv4Address | IPv6Address
 
@@ -58,8 +62,7 @@ class PortSet:
         return tuple(PortRange(start, start + size - 1) for start in starts)
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """An address and the port ranges of it that this host owns, for the given protocols.
 
     ``socket_ranges`` are the part kept for sockets (only under ``coexist = "split"``); ``ranges`` contains them.

@@ -1,5 +1,5 @@
 """Policy -> ruleset -> nft text, through the templates in ``nft_templates``."""
 
-from nat_rewriter.render.table import render, ruleset_text
+from nat_rewriter.render.table import outline, render, ruleset_text
 
-__all__ = ["render", "ruleset_text"]
+__all__ = ["outline", "render", "ruleset_text"]

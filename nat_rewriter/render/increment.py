@@ -73,7 +73,7 @@ def _needed(slices: Sequence[Slice], kept: frozenset[str]) -> tuple[Slice, ...]:
 def _same_rules(before: Sequence[SnatRule], after: Sequence[SnatRule]) -> bool:
     """Tell whether rules differ in their slices alone."""
     return len(before) == len(after) and all(
-        replace(old, slices=()) == replace(new, slices=()) for old, new in zip(before, after, strict=True)
+        old._replace(slices=()) == new._replace(slices=()) for old, new in zip(before, after, strict=True)
     )
 
 

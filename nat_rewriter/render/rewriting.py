@@ -6,13 +6,15 @@ with a map from client to range: the number of nft rules does not grow with the 
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from nat_rewriter.model.policy import DnatRule, Network, SnatRule, Timestamps
 from nat_rewriter.model.slices import Address, PortRange, Protocol
-from nat_rewriter.render.spelling import concat, ip_word, network_text, port_data, quoted, set_of, target
+from nat_rewriter.render.spelling import address_text, concat, ip_word, network_text, port_data, quoted, set_of, target
 from nat_rewriter.render.spreading import hashed, ports_protocols, shares
 
 Target = tuple[Address, PortRange]
@@ -57,8 +59,7 @@ class Rewriting:
         return "interval" if any("/" in key for key in keys) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class FamilyRule:
+class FamilyRule(NamedTuple):
     """What an SNAT rule means in one family: only the networks and targets of that family."""
 
     rule: SnatRule
@@ -129,13 +130,13 @@ def _in_family(rule: SnatRule, family: int) -> FamilyRule | None:
 
 
 def _of_family(networks: Sequence[Network], family: int) -> tuple[Network, ...]:
-    return tuple([network for network in networks if network.version == family])
+    return tuple([network for network in networks if network.version == family]) if networks else ()
 
 
 def _targets(rule: SnatRule, family: int) -> tuple[tuple[tuple[Protocol, ...], tuple[Target, ...]], ...]:
     if len(rule.slices) == 1:
         (owned,) = rule.slices
-        targets = tuple((owned.address, ports) for ports in owned.rewrite_ranges)
+        targets = tuple([(owned.address, ports) for ports in owned.rewrite_ranges])
         return ((owned.protocols, targets),) if targets and owned.address.version == family else ()
     shared: dict[tuple[Target, ...], list[Protocol]] = {}
     for protocol in Protocol:
@@ -152,19 +153,32 @@ def _targets(rule: SnatRule, family: int) -> tuple[tuple[tuple[Protocol, ...], t
 
 def _runs(rules: Sequence[FamilyRule]) -> Iterator[list[FamilyRule]]:
     """Split the rules into runs whose sources do not meet: within a run the order does not matter."""
+    for shape, alike in itertools.groupby(rules, key=lambda rule: rule.shape):
+        found = list(alike)
+        if shape is None:
+            yield from ([rule] for rule in found)
+        elif _are_disjoint([network for rule in found for network in rule.source]):
+            yield found
+        else:
+            yield from _disjoint_runs(found)
+
+
+def _are_disjoint(networks: Iterable[Network]) -> bool:
+    spans = sorted(map(_span, networks))
+    return all(before[1] < after[0] for before, after in itertools.pairwise(spans))
+
+
+def _disjoint_runs(rules: Iterable[FamilyRule]) -> Iterator[list[FamilyRule]]:
+    """Split rules that could be one, but for their sources."""
     run: list[FamilyRule] = []
-    clients, common = _Clients(), None
+    clients = _Clients()
     for rule in rules:
-        shape = rule.shape
-        if shape is not None and shape == common and clients.add_all(rule.source):
-            run.append(rule)
-            continue
-        if run:
+        if not clients.add_all(rule.source):
             yield run
-        run, clients, common = [rule], _Clients(), shape
-        clients.add_all(rule.source)
-    if run:
-        yield run
+            run, clients = [], _Clients()
+            clients.add_all(rule.source)
+        run.append(rule)
+    yield run
 
 
 class _Clients:
@@ -236,25 +250,25 @@ def _target_chain(result: Rewriting, place: Target) -> str:
 
 def _add_merged(result: Rewriting, run: list[FamilyRule], suffix: str) -> None:
     first = run[0]
-    clients = {network_text(network): rule for rule in run for network in rule.source}
+    clients = [(network_text(network), *_only(rule)) for rule in run for network in rule.source]
     name = f"clients{suffix}"
     if first.family == 4:
-        result.client_maps[name] = {client: port_data(*_only(rule)) for client, rule in clients.items()}
+        result.client_maps[name] = {client: port_data(address, ports) for client, address, ports in clients}
         action = f"snat ip to ip saddr map @{name}"
     else:
         result.client_maps[name] = {
-            client: f"goto {_client_chain(result, rule, suffix)}" for client, rule in clients.items()
+            client: f"goto {_client_chain(result, ports, suffix)}" for client, _, ports in clients
         }
-        result.address_maps[f"addresses{suffix}"] = {
-            client: str(_only(rule)[0]) for client, rule in clients.items()
-        }  # fmt: skip
+        result.address_maps[f"addresses{suffix}"] = {client: address_text(address) for client, address, _ in clients}
         action = f"ip6 saddr vmap @{name}"
     choice = Choice(ports_protocols(first.targets[0][0], first.family), action)
     comment = f"{first.rule.name} to {run[-1].rule.name}"
-    result.statements.append(_statement(first, _source_set(result, first, clients, suffix), (choice,), comment))
+    result.statements.append(
+        _statement(first, _source_set(result, first, result.client_maps[name], suffix), (choice,), comment)
+    )
 
 
-def _source_set(result: Rewriting, rule: FamilyRule, clients: dict[str, FamilyRule], suffix: str) -> str:
+def _source_set(result: Rewriting, rule: FamilyRule, clients: Iterable[str], suffix: str) -> str:
     """Return the match on all clients; only what does not look into the client map needs it."""
     if not (rule.rule.exclude or rule.rule.exclude_source or result.strips_timestamps):
         return ""
@@ -262,9 +276,8 @@ def _source_set(result: Rewriting, rule: FamilyRule, clients: dict[str, FamilyRu
     return f"{ip_word(rule.family)} saddr @sources{suffix}"
 
 
-def _client_chain(result: Rewriting, rule: FamilyRule, suffix: str) -> str:
-    """Return the chain for the rule's port range: the address comes from a map, so addresses share chains."""
-    ports = _only(rule)[1]
+def _client_chain(result: Rewriting, ports: PortRange, suffix: str) -> str:
+    """Return the chain for a port range: the address comes from a map, so addresses share chains."""
     name = f"clients{suffix}_{ports.first}_{ports.last}"
     result.chains[name] = f"ip6 saddr map @addresses{suffix} : {ports}"
     return name

@@ -61,16 +61,35 @@ class Family(IpVersion):
         return ownership.keep_ranges(self.slices)
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A wanted table without what its sets hold: enough to try it out while their elements are rendered."""
+
+    policy: Policy
+    families: Sequence[Family]
+    skeleton: str
+
+    @property
+    def table(self) -> str:
+        """The name of the table."""
+        return self.policy.controller.table
+
+    def ruleset(self) -> Ruleset:
+        """Return the whole."""
+        dynamic = {f"{name}{family.number}" for name in ("strays", "claims") for family in self.families}
+        dynamic |= {SETTLED, *_marked_sets(self.policy, self.families)}
+        return Ruleset(self.table, self.skeleton, _elements(self.policy, self.families), frozenset(dynamic))
+
+
+def outline(policy: Policy) -> Outline:
+    """Return the skeleton of the ruleset that a policy means, and how to go on from there."""
+    families = _families(policy)
+    return Outline(policy, families, _fill(policy, families, {}))
+
+
 def render(policy: Policy) -> Ruleset:
     """Return the ruleset that a policy means: a skeleton with empty sets, and their elements."""
-    families = _families(policy)
-    return Ruleset(
-        table=policy.controller.table,
-        skeleton=_fill(policy, families, {}),
-        elements=_elements(policy, families),
-        dynamic=frozenset(f"{name}{family.number}" for name in ("strays", "claims") for family in families)
-        | {SETTLED, *_marked_sets(policy, families)},
-    )
+    return outline(policy).ruleset()
 
 
 def ruleset_text(policy: Policy) -> str:

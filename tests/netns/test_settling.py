@@ -192,7 +192,8 @@ def test_answers_of_a_flow_that_was_led_in_are_cut_with_its_slice(lab: Lab, kind
     serve(lab.client, PORT)
     ip, to = ("ip6", f"[{CLIENTS[6]}]") if family == 6 else ("ip", CLIENTS[4])
     lab.egress.nft(
-        f"table {ip} other {{ chain c {{ type nat hook postrouting priority 90; {ip} daddr {CLIENTS[family]} masquerade; }}; }}"
+        f"table {ip} other {{ chain c {{ type nat hook postrouting priority 90;"
+        f" {ip} daddr {CLIENTS[family]} masquerade; }}; }}"
     )
     led = f'[[dnat]]\nname = "in"\nslice = "s{family}-{OTHER.first}"\nports = ["8960"]\nto = "{to}:{PORT}"\n'
     make(lab, configuration(slices(OURS, OTHER)) + led)

@@ -223,7 +223,7 @@ def test_protocols_ports_and_zones_do_not_add_up() -> None:
 
 
 def test_split_slice_is_full_when_its_rewriting_part_is() -> None:
-    split = dataclasses.replace(AMS, socket_ranges=(PortRange(9008, 9009),))
+    split = AMS._replace(socket_ranges=(PortRange(9008, 9009),))
     (finding,) = look(*fill(8), slices=(split,), coexist=Coexist.SPLIT)
     assert (finding.kind, finding.extra["capacity"]) == (Kind.SLICE_EXHAUSTED, 8)
 
@@ -295,7 +295,7 @@ def test_placeholder_takes_the_replies_of_a_forwarded_flow() -> None:
 
 
 def test_socket_on_a_port_for_rewriting() -> None:
-    split = dataclasses.replace(AMS, socket_ranges=(PortRange(9008, 9009),))
+    split = AMS._replace(socket_ranges=(PortRange(9008, 9009),))
     fields: dict[str, Any] = {"slices": (split,), "coexist": Coexist.SPLIT}
     for end in ((SOFT, 9000), ("0.0.0.0", 9000), ("::", 9000)):
         (finding,) = look(listed=(socket(end, state="LISTEN"),), **fields)
@@ -306,7 +306,7 @@ def test_socket_on_a_port_for_rewriting() -> None:
 
 
 def test_near_misses_of_foreign_binds() -> None:
-    split = dataclasses.replace(AMS, socket_ranges=(PortRange(9008, 9009),))
+    split = AMS._replace(socket_ranges=(PortRange(9008, 9009),))
     assert kinds(listed=(socket((SOFT, 9000), state="LISTEN"),)) == []
     for end in ((SOFT, 9008), ("0.0.0.0", 9008), ("192.0.2.9", 9000), ("0.0.0.0", 22)):
         assert kinds(listed=(socket(end, state="LISTEN"),), slices=(split,), coexist=Coexist.SPLIT) == []
@@ -332,7 +332,7 @@ def test_ephemeral_range_over_a_slice() -> None:
     assert (finding.kind, finding.extra["ports"]) == (Kind.EPHEMERAL_OVERLAP, ["9005-9009"])
     assert kinds(host=HostSettings(PortRange(32768, 60999))) == []
     assert kinds(host=HostSettings(PortRange(9005, 60999), (PortRange(9000, 9009),))) == []
-    split = dataclasses.replace(AMS, socket_ranges=(PortRange(9005, 9009),))
+    split = AMS._replace(socket_ranges=(PortRange(9005, 9009),))
     assert kinds(host=covering, slices=(split,), coexist=Coexist.SPLIT) == []
 
 
