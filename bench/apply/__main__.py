@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ _CLONE_NEWNET = 0x40000000
 
 
 class Took(NamedTuple):
-    """Seconds, and seconds of processor time of all processes that were waited for."""
+    """Seconds, and seconds of processor time of all processes that were waited for; 0 where that is not known."""
 
     seconds: float
     cpu_s: float
@@ -74,6 +74,7 @@ def _ways(place: Path, count: int, family: int) -> dict[str, Callable[[], Took]]
         "`nft -f` of the same text, in place of itself": lambda: _timed("nft", "-f", str(place / "a.nft")),
         "`nft -f`, a rule for each slice, rewriting alone": lambda: _timed("nft", "-f", str(place / "by_hand.nft")),
         "`natctl apply`, no table before": lambda: _after_deletion(*_natctl("apply", place / "a.toml", *state)),
+        "the same, without the start of the interpreter": lambda: _first(place),
         "`natctl apply`, one slice changed": lambda: _timed(*_natctl("apply", place / "b.toml", *state)),
         "`natctl apply`, nothing changed": lambda: _timed(*_natctl("apply", place / "b.toml", *state)),
     }
@@ -89,6 +90,14 @@ def _resident(place: Path, times: int) -> dict[str, list[float]]:
         "a process that stays, one slice changed: in force": [one / 1000 for one in in_force],
         "the same, and the guard settled": [one / 1000 for one in settled],
     }
+
+
+def _first(place: Path) -> Took:
+    """Return what an apply tells of itself, from the bytes of its file on."""
+    _delete(TABLE)
+    command = [sys.executable, "-m", "bench.apply.first", str(place / "a.toml"), str(place / "state")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return Took(float(done.stdout), 0.0)
 
 
 def _after_deletion(*command: str) -> Took:
@@ -116,7 +125,7 @@ def _delete(name: str) -> None:
 def _table(title: str, took: dict[str, list[Took]], changes: dict[str, list[float]]) -> str:
     fresh, again = (statistics.median(one.seconds for one in found) for found in list(took.values())[:2])
     rows = [
-        (name, f"{seconds:.3f}", f"{statistics.median(one.cpu_s for one in found):.3f}",
+        (name, f"{seconds:.3f}", _cpu(found),
          f"{seconds / fresh:.2f}", f"{seconds / again:.2f}")
         for name, found in took.items()
         for seconds in [statistics.median(one.seconds for one in found)]
@@ -127,6 +136,11 @@ def _table(title: str, took: dict[str, list[Took]], changes: dict[str, list[floa
         for seconds in [statistics.median(found)]
     ]
     return table(title, ("", "seconds", "processor s", "x nft -f, new", "x nft -f, again"), rows)
+
+
+def _cpu(found: Sequence[Took]) -> str:
+    seconds = statistics.median(one.cpu_s for one in found)
+    return f"{seconds:.3f}" if seconds else ""
 
 
 def _heading() -> str:

@@ -154,26 +154,31 @@ def _part_of(
     found = differences(meant.before, meant.after) if meant else None
     if edit is None or meant is None or found is None:
         return None
-    changes = [_placed(one, table, layouts, live) for one in found]
-    placed = [one for one in changes if one]
-    marks = meant.after.controller.local_mark and any(one.set.startswith("soft") for one in placed)
-    if len(placed) < len(changes) or marks:
+    placed = _placed(found, table, layouts, live)
+    if placed is None or (meant.after.controller.local_mark and any(one.set.startswith("soft") for one in placed)):
         return None
     return _Part(placed, tuple(PROTOCOLS) if SETTLED in layouts and is_unsettling(placed) else (), edit, meant)
 
 
-def _placed(found: Difference, table: str, layouts: Mapping[str, Layout], live: LiveElements) -> SetChange | None:
-    """Return a difference as a change of the one set of the table that has what it takes away, and not what it adds."""
-    there = {**found.beside, **found.removed}
-    absent = [key for key in found.added if key not in there]
-    names = []
-    for name in filter(found.could_be, layouts):
-        held = live.find(table, {name: (*there, *absent)}, layouts)
-        if held is None:
+def _placed(
+    found: Sequence[Difference], table: str, layouts: Mapping[str, Layout], live: LiveElements
+) -> list[SetChange] | None:
+    """Return differences as changes of the sets of a table; None where it is not certain which set one is of."""
+    names = [list(filter(one.could_be, layouts)) for one in found]
+    wanted: dict[str, dict[str, str]] = {}
+    for one, candidates in zip(found, names, strict=True):
+        for name in candidates:
+            wanted.setdefault(name, {}).update({**one.there, **one.added})
+    held = live.find(table, {name: tuple(keys) for name, keys in wanted.items()}, layouts)
+    if held is None:
+        return None
+    placed = []
+    for one, candidates in zip(found, names, strict=True):
+        fitting = [name for name in candidates if one.fits(held[name])]
+        if len(fitting) != 1:
             return None
-        if held[name] == there:
-            names.append(name)
-    return SetChange(names[0], found.added, found.removed) if len(names) == 1 else None
+        placed.append(SetChange(fitting[0], one.added, one.removed))
+    return placed
 
 
 def _transaction(table: str, part: _Part) -> Transaction:

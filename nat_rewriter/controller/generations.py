@@ -260,8 +260,8 @@ class GenerationLog:
 
 
 def _numbers_in(names: Iterable[str]) -> list[int]:
-    stems = (Path(name) for name in names)
-    return sorted(int(path.stem) for path in stems if path.suffix == ".json" and path.stem.isdecimal())
+    parts = (name.partition(".") for name in names)
+    return sorted(int(stem) for stem, _, suffix in parts if suffix == "json" and stem.isdecimal())
 
 
 def _roots(names: Iterable[str]) -> dict[int, int]:

@@ -6,6 +6,7 @@ Messages are those of linux/netfilter/nf_tables.h. nft reads the same ones, and 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -140,6 +141,7 @@ def attributes(content: bytes) -> Attributes:
     return found
 
 
+@functools.lru_cache(maxsize=4096)  # what is about to change is looked for before and after it
 def _element_question(table: str, name: str, key: str) -> bytes:
     element = nested(1, nested(1, attribute(1, encode_key(key))))  # NFTA_LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE
     named = attribute(1, _name(table)) + attribute(2, _name(name))

@@ -31,6 +31,16 @@ class Difference:
     removed: Mapping[str, str]
     beside: Mapping[str, str]
 
+    @property
+    def there(self) -> Mapping[str, str]:
+        """The elements that the set has."""
+        return {**self.beside, **self.removed}
+
+    def fits(self, held: Mapping[str, str]) -> bool:
+        """Tell whether a set that holds these has what it is to have, and not yet what is added."""
+        there = self.there
+        return {key: held[key] for key in (there.keys() | self.added.keys()) & held.keys()} == there
+
     def could_be(self, name: str) -> bool:
         """Tell whether the set may have this name."""
         return name.startswith(self.name[:-1]) if self.name.endswith("*") else name == self.name
