@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import TypeVar
 
 from nat_rewriter.config.values import NAME, Unexpected, quoted, shown
@@ -35,21 +34,23 @@ class Section:
     ``refuse_unknown`` comes last: it reports the keys that nothing asked for.
     """
 
-    __slots__ = ("_asked", "_content", "_faulty", "_inner", "_path", "_report")  # there may be twenty thousand
+    # There may be twenty thousand, most of which are asked for nothing: tuples and frozen sets, as empty ones are one.
+    __slots__ = ("_asked", "_content", "_faulty", "_inner", "_path", "_report")
 
-    def __init__(self, report: Report, path: str | Callable[[], str], content: Mapping[str, object]) -> None:
+    def __init__(self, report: Report, path: str | tuple[str, int], content: Mapping[str, object]) -> None:
         self._path = path
         self._report = report
-        self._inner: list[Section] = []
+        self._inner: tuple[Section, ...] = ()
         self._content = content
-        self._asked: list[str] = []
-        self._faulty: set[str] = set()
+        self._asked: tuple[str, ...] = ()
+        self._faulty: frozenset[str] = frozenset()
 
     @property
     def path(self) -> str:
-        """Where the table is in the file; put together only when somebody asks."""
+        """Where the table is in the file; of one in a list of tables put together only when somebody asks."""
         if not isinstance(self._path, str):
-            self._path = self._path()
+            listed, index = self._path
+            self._path = f"{listed}[{index}]{_label(self._content)}"
         return self._path
 
     @property
@@ -72,7 +73,7 @@ class Section:
 
     def refuse(self, key: str, expected: str, index: int | None = None) -> None:
         """Report the value of a key, or one item of its list, with what is expected in its place."""
-        self._faulty.add(key)
+        self._faulty |= {key}
         path, value = self._join(key), self._content.get(key)
         if index is not None and isinstance(value, list):
             path, value = f"{path}[{index}]", value[index]
@@ -80,7 +81,7 @@ class Section:
 
     def one(self, key: str, parse: Parse[T], default: T) -> T:
         """Return the value of an optional key; the default where it is absent or faulty."""
-        self._asked.append(key)
+        self._asked += (key,)
         if key not in self._content:
             return default
         try:
@@ -93,13 +94,13 @@ class Section:
         """Return the value of a key that has to be there; None where it is absent or faulty."""
         if key in self._content:
             return self.one(key, parse, None)
-        self._asked.append(key)
+        self._asked += (key,)
         self.refuse(key, expected_by(parse))
         return None
 
     def many(self, key: str, parse: Parse[T], *, single: bool = False) -> dict[int, T]:
         """Return the sound items of an optional list by their position. ``single``: a lone item needs no list."""
-        self._asked.append(key)
+        self._asked += (key,)
         if key not in self._content:
             return {}
         value = self._content[key]
@@ -133,17 +134,18 @@ class Section:
 
     def table(self, key: str) -> Section | None:
         """Return a table inside this one, empty where it is absent; None where the value is no table."""
-        self._asked.append(key)
+        self._asked += (key,)
         value = self._content.get(key, {})
         if not isinstance(value, dict):
             self.refuse(key, f"one table: [{key}], or {key} = {{ … }}")
             return None
-        self._inner.append(Section(self._report, self._join(key), value))
-        return self._inner[-1]
+        inner = Section(self._report, self._join(key), value)
+        self._inner += (inner,)
+        return inner
 
     def tables(self, key: str) -> list[Section]:
         """Return the tables of an optional list of tables."""
-        self._asked.append(key)
+        self._asked += (key,)
         if key not in self._content:
             return []
         value = self._content[key]
@@ -155,9 +157,7 @@ class Section:
                 self.refuse(key, f"a table that starts with [[{key}]]", index)
         path = self._join(key)
         return [
-            Section(self._report, partial(_place, path, index, item), item)
-            for index, item in enumerate(value)
-            if isinstance(item, dict)
+            Section(self._report, (path, index), item) for index, item in enumerate(value) if isinstance(item, dict)
         ]
 
     def refuse_unknown(self) -> None:
@@ -195,10 +195,6 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=1)
     return f', did you mean "{close[0]}"?' if close else ""
-
-
-def _place(path: str, index: int, content: Mapping[str, object]) -> str:
-    return f"{path}[{index}]{_label(content)}"
 
 
 def _label(content: Mapping[str, object]) -> str:

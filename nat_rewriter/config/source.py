@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nat_rewriter.config.values import shown
@@ -16,6 +17,11 @@ PLACE = re.compile(r"(?P<reason>.*) \(at (?P<place>line \d+, column \d+|end of d
 
 # A key of very many parts: tomllib takes memory by the square of their number, gigabytes for some kilobytes of text.
 DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?>[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){99}""")
+
+# What a document may have ten thousand of, and how many characters of it are read at once.
+_LONG = frozenset({"slice", "snat"})
+_LONG_HEADER = re.compile(r"^\[\[(?:slice|snat)\]\]", re.MULTILINE)
+_PIECE = 1 << 16
 
 
 def read_bytes(path: Path) -> bytes:
@@ -55,11 +61,41 @@ def _loaded(text: str) -> Document:
     try:
         import rtoml
 
-        return rtoml.loads(text)
+        return _joined(rtoml.loads, text) or rtoml.loads(text)
     except (ImportError, ValueError):
         if DEEP_KEY.search(text):
             raise RecursionError from None
         return tomllib.loads(text)
+
+
+def _joined(load: Callable[[str], Document], text: str) -> Document | None:
+    """Return a long document, read piece by piece: half of the time of one that is read at once goes into its memory.
+
+    None where the whole may be something else than its pieces. Raises ValueError where a piece is no document.
+    """
+    head, *pieces = _pieces(text)
+    whole = load(head) if pieces else {}
+    if not pieces or not whole.keys().isdisjoint(_LONG):  # slice = […], to which no [[slice]] may be added
+        return None
+    for piece in pieces:
+        for key, value in load(piece).items():
+            if key not in whole:
+                whole[key] = value
+            elif key in _LONG and isinstance(there := whole[key], list) and isinstance(value, list):
+                there += value
+            else:
+                return None
+    return whole
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yield what is before the first slice or rule, and pieces that each begin with one."""
+    start, found = 0, _LONG_HEADER.search(text)
+    while found:
+        yield text[start : found.start()]
+        start = found.start()
+        found = _LONG_HEADER.search(text, start + _PIECE)
+    yield text[start:]
 
 
 def _syntax_fault(file: str, text: str, message: str) -> ConfigError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given
+import rtoml
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nat_rewriter.config import check_document
@@ -100,3 +102,38 @@ def test_either_parser_gives_the_same_document(text: bytes) -> None:
     fast = parse_document(text, "file")
     with patch.dict("sys.modules", {"rtoml": None}):
         assert repr(parse_document(text, "file")) == repr(fast)
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        "[[slice]]\n", "[[slice]]\r\n", "[[snat]]\n", "[[slice]] # one\n", " [[slice]]\n", "[[slice.sub]]\n",
+        "[slice]\n",
+        "[slice.sub]\n", "[controller]\n", "[controller.timeouts]\n", "[[dnat]]\n", "[snat.inner]\n", '["slice"]\n',
+        'name = "a"\n', 'b = """\n', '"""\n', "c = '''\n", "'''\n", "d = [\n", "]\n", "[[slice]],\n", "slice = []\n",
+        "slice = [{ e = 1 }]\n", "snat = 1\n", "slice.x = 1\n", "f = { g = 1 }\n", "# [[slice]]\n", "\n", "h = 1",
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(FRAGMENTS, max_size=14).map("".join))
+@settings(max_examples=1000)
+def test_a_document_read_in_pieces_is_the_whole(text: str) -> None:
+    """Compared with the standard library's reader, which reads it at once."""
+    with patch("nat_rewriter.config.source._PIECE", 1):
+        in_pieces = parsed(text)
+    with patch.dict("sys.modules", {"rtoml": None}):
+        assert parsed(text) == in_pieces
+
+
+def test_a_long_document_is_read_in_pieces() -> None:
+    text = "version = 1\n" + "".join(f'[[slice]]\nname = "s{number}"\n' for number in range(5000)) + "[controller]\n"
+    with patch("rtoml.loads", side_effect=rtoml.loads) as load:
+        assert len(parse_document(text.encode(), "file")["slice"]) == 5000
+    assert load.call_count == 3  # what comes before the first slice, and two times 64 Ki
+
+
+def parsed(text: str) -> object:
+    try:
+        return json.dumps(parse_document(text.encode(), "file"), sort_keys=True)
+    except ConfigError as error:
+        return error.problems
