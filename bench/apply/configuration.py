@@ -22,14 +22,18 @@ def client_of(number: int, family: int) -> str:
     return _text(_FIRST[family][1] + number, family)
 
 
-def ports_of(number: int, changed: int | None) -> str:
-    """Return the ports of a slice; the changed one has one less."""
+def ports_of(number: int, *, narrower: bool = False) -> str:
+    """Return the ports of a slice, or all but the last."""
     first = FIRST_PORT + number % BLOCKS * SIZE
-    return f"{first}-{first + SIZE - 1 - (number == changed)}"
+    return f"{first}-{first + SIZE - 1 - narrower}"
 
 
 def configuration(count: int, family: int, changed: int | None = None) -> str:
-    """Return a configuration of so many slices and rules, with one slice changed."""
+    """Return a configuration of so many slices and rules.
+
+    The changed slice has a port less with IPv4, and an address of its own with IPv6, where a range of its own would be
+    a change of rules.
+    """
     return "\n".join(_tables(count, family, changed))
 
 
@@ -38,7 +42,7 @@ def one_rule_a_slice(count: int, family: int) -> str:
     ip = "ip6" if family == 6 else "ip"
     rules = (
         f"meta l4proto {{ tcp, udp }} {ip} saddr {client_of(one, family)} "
-        f"snat {ip} to {_bracketed(address_of(one, family), family)}:{ports_of(one, None)}"
+        f"snat {ip} to {_bracketed(address_of(one, family), family)}:{ports_of(one)}"
         for one in range(count)
     )
     head = "table inet by_hand\ndelete table inet by_hand\ntable inet by_hand {\nchain srcnat {\n"
@@ -48,7 +52,8 @@ def one_rule_a_slice(count: int, family: int) -> str:
 def _tables(count: int, family: int, changed: int | None) -> Iterator[str]:
     yield "version = 1\n"
     for one in range(count):
-        address, ports = address_of(one, family), ports_of(one, changed)
+        address = address_of(count + BLOCKS if one == changed and family == 6 else one, family)
+        ports = ports_of(one, narrower=one == changed and family == 4)
         yield f'[[slice]]\nname = "s{one}"\naddress = "{address}"\nports = ["{ports}"]\n'
     for one in range(count):
         yield f'[[snat]]\nname = "c{one}"\nsource = ["{client_of(one, family)}"]\nslices = ["s{one}"]\n'

@@ -11,6 +11,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from nat_rewriter.config import check_document
 from nat_rewriter.config.source import Document, parse_document
@@ -131,12 +132,16 @@ class _Surroundings:
     def gather(self, old: Mapping[str, Sections], new: Mapping[str, Sections]) -> None:
         """Find them: what has a name of the edit, rules beside such rules and their slices, slices of its addresses.
 
+        And slices of its ports, as long as these are chains.
+
         Raises _NotPlain where anything else has a name of it, or where there are too many.
         """
         slices, rules = [*old["slice"], *new["slice"]], [*old["snat"], *new["snat"]]
         named = {start for one in (*slices, *rules) for start in self._mentions(_text(one, "name"))}
         if not all(self._text.startswith((_SLICE, _RULE), start) for start in named):
             raise _NotPlain
+        of_rules = (one for rule in rules for name in _texts(rule, "slices") for one in self._slices_with(name))
+        named.update(start for one in (*slices, *of_rules) for start in self._alike(one))
         beside = {start for start in named if self._is_rule(start)}
         beside.update(start for each in list(beside) for start in self._rules_beside(each, each))
         if rules:
@@ -154,6 +159,20 @@ class _Surroundings:
         front = b"".join(self._found[start] for start in sorted(self._found) if start < self._edit.first)
         back = b"".join(self._found[start] for start in sorted(self._found) if start >= self._edit.last)
         return _sections(front), _sections(back)
+
+    def _alike(self, one: Mapping[str, object]) -> Iterator[int]:
+        """Yield another slice with each range of an IPv6 one, and its rules: they say that its chains are there."""
+        if ":" not in _text(one, "address"):
+            return
+        for ports in _texts(one, "ports"):
+            like = (each for each in self._slices_with(ports) if each != one and ":" in _text(each, "address"))
+            for each in islice(like, 1):
+                yield from filter(self._is_rule, self._mentions(_text(each, "name")))
+
+    def _slices_with(self, word: str) -> Iterator[Mapping[str, object]]:
+        for start in self._mentions(word):
+            if self._text.startswith(_SLICE, start):
+                yield from _sections(self._add(start))["slice"]
 
     def _add_slices(self, word: str) -> None:
         for start in self._mentions(word):

@@ -300,8 +300,10 @@ class Record:
         with ThreadPoolExecutor(max_workers=1) as beside:
             kept = beside.submit(lambda: self.log.keep_ruleset(number, ruleset()))
             yield
-        with self._kept():
+        try:
             kept.result()
+        except StateError as error:
+            self.warn(f"the ruleset of generation {number} is not kept: {error}")
 
     @contextmanager
     def _kept(self) -> Iterator[None]:

@@ -8,11 +8,11 @@ rendered. The other only the kernel can tell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from nat_rewriter.model.policy import Policy, SnatRule
-from nat_rewriter.model.slices import Protocol, Slice
+from nat_rewriter.model.slices import PortRange, Protocol, Slice
 from nat_rewriter.render.table import render
 
 _NUMBERED = ("clients", "addresses", "sources")  # sets whose names say which run of rules they are of
@@ -51,7 +51,10 @@ def differences(before: Policy, after: Policy) -> list[Difference] | None:
     if not _same_rules(before.snat, after.snat):
         return None
     kept = _kept(before.slices, after.slices)
-    old, new = (render(replace(one, slices=_needed(one.slices, kept))) for one in (before, after))
+    chains = {
+        ports for one in (before, after) for owned in one.slices if owned.name not in kept for ports in owned.ranges
+    }
+    old, new = (render(replace(one, slices=_needed(one.slices, kept, chains))) for one in (before, after))
     if old.skeleton != new.skeleton or old.elements.keys() != new.elements.keys():
         return None
     return [
@@ -67,16 +70,19 @@ def _kept(before: Sequence[Slice], after: Sequence[Slice]) -> frozenset[str]:
     return frozenset(owned.name for owned in after if named.get(owned.name) == owned)
 
 
-def _needed(slices: Sequence[Slice], kept: frozenset[str]) -> tuple[Slice, ...]:
+def _needed(slices: Sequence[Slice], kept: frozenset[str], chains: Set[PortRange]) -> tuple[Slice, ...]:
     """Return the slices without those that are kept and leave no trace in what differs.
 
-    What two slices may share are elements for their address and for its echo ids.
+    What two slices may share are elements for their address and for its echo ids, and with IPv6 the chains of ranges.
     """
     first = {str(owned.address): owned.name for owned in reversed(slices) if owned.name in kept}
     return tuple(
         owned
         for owned in slices
-        if owned.name not in kept or Protocol.ICMP in owned.protocols or first[str(owned.address)] == owned.name
+        if owned.name not in kept
+        or Protocol.ICMP in owned.protocols
+        or first[str(owned.address)] == owned.name
+        or (owned.address.version == 6 and not chains.isdisjoint(owned.ranges))
     )
 
 

@@ -94,6 +94,8 @@ def rewriting_of(rules: Sequence[SnatRule], family: int) -> Rewriting:
             _add_single(result, run[0])
         else:
             _add_merged(result, run, f"{number}_{family}")
+    # In an order that does not hang on which rule needs one first.
+    result.chains = dict(sorted(result.chains.items()))
     return result
 
 

@@ -78,6 +78,20 @@ def test_edits_one_after_another(coexist: str, log: GenerationLog) -> None:
     assert len(log.list_generations()) == 7
 
 
+def test_an_ipv6_slice_whose_ports_others_have(log: GenerationLog) -> None:
+    apply_whole(text_of(6), log)
+    slice_3 = b'address = "2001:db8::1"\nports = ["4096-5119"]'
+    for to in (
+        b'address = "2001:db8::9"\nports = ["4096-5119"]',
+        b'address = "2001:db8::9"\nports = ["2048-3071"]',
+        slice_3 + b'\n[[slice]]\nname = "new"\naddress = "2001:db8::9"\nports = ["8192-9215"]',
+        slice_3,
+    ):
+        text = text_of(6).replace(slice_3, to, 1)
+        assert edit(text, log) is not None
+        assert_in_kernel(text)
+
+
 def test_a_process_that_stays_goes_on_from_what_it_knows(log: GenerationLog) -> None:
     apply_whole(text_of(), log)
     with closing(Editor(log, pytest.fail)) as editor:

@@ -96,6 +96,26 @@ def test_a_slice_that_moves_to_another_address() -> None:
     assert assert_as_the_whole(before, whole_text(sections))
 
 
+def test_an_ipv6_slice_with_ports_that_another_one_has() -> None:
+    """Its ranges are chains, which are there before and after."""
+    sections = sections_of(6)
+    whole = whole_text(sections)
+
+    def other(place: int, section: str) -> bytes:
+        return whole_text([*sections[:place], section, *sections[place + 1 :]])
+
+    moved = other(7, slice_text(7, 6).replace("db8::1", "db8::9"))
+    with_the_ports_of_another = other(7, slice_text(7, 6).replace("db8::1", "db8::9").replace("8192-9215", "2048-3071"))
+    into_another_slice = other(27, rule_text(7, 6, "s9"))
+    for one in (moved, with_the_ports_of_another, into_another_slice):
+        assert assert_as_the_whole(whole, one)
+        assert assert_as_the_whole(one, whole)
+    more = whole_text([*sections[:19], slice_text(21, 6), *sections[19:]])
+    assert assert_as_the_whole(whole, more)
+    assert assert_as_the_whole(more, whole)
+    assert told(whole, other(7, slice_text(7, 6, width=1000))) is None
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -148,7 +168,8 @@ WIDTHS = st.sampled_from([1024, 1000, 999, 512, 10, 1, 1500])
 def some_section(draw: st.DrawFn, family: int, number: int, is_rule: bool) -> str:
     """Draw a slice or a rule."""
     if not is_rule:
-        text = slice_text(number, family, draw(WIDTHS), draw(PROTOCOLS))
+        of = draw(st.sampled_from([number, number, number, 5, 13, 18]))  # whose address and ports it has
+        text = slice_text(of, family, draw(WIDTHS), draw(PROTOCOLS)).replace(f'"s{of}"', f'"s{number}"')
         text = text.replace('"]', '", "20"]') if draw(st.integers(0, 9)) == 0 else text
         return text.replace("100.1", "100.3") if draw(st.integers(0, 5)) == 0 else text
     text = rule_text(number, family, draw(st.sampled_from(["", "s0", "s3", "s3", "s11"])))

@@ -200,3 +200,30 @@ def test_only_their_owner_can_read_what_is_kept(log: GenerationLog) -> None:
     modes = {path.stat().st_mode & 0o777 for path in log.place.directory.iterdir()}
     assert modes == {0o600}
     assert log.place.directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_ruleset_is_kept_beside_the_change(log: GenerationLog) -> None:
+    record = Record(log, pytest.fail)
+    record.begin(configuration(), "create")
+    with record.keeping_ruleset(lambda: "table inet natctl { }\n"):
+        pass
+    assert log.ruleset_text(1) == "table inet natctl { }\n"
+
+
+def test_a_ruleset_that_cannot_be_kept_is_told_and_made_again(log: GenerationLog) -> None:
+    warnings: list[str] = []
+    record = Record(log, warnings.append)
+    record.begin(configuration(), "create")
+    (log.place.directory / "1.nft.gz").mkdir()  # in its way
+    with record.keeping_ruleset(str):
+        pass
+    assert len(warnings) == 1
+    assert "the ruleset of generation 1 is not kept: write state: Is a directory" in warnings[0]
+    (log.place.directory / "1.nft.gz").rmdir()
+    assert log.ruleset_text(1) == ruleset_text(configuration().policy)
+
+
+def test_a_generation_that_is_not_kept_has_no_ruleset(log: GenerationLog) -> None:
+    with Record(log, pytest.fail).keeping_ruleset(lambda: pytest.fail("nobody asks for it")):
+        pass
+    assert store.list_names(log.place.directory) == []
