@@ -20,7 +20,6 @@ import shlex
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -296,6 +295,8 @@ class Record:
         if self.generation is None:
             yield
             return
+        from concurrent.futures import ThreadPoolExecutor
+
         number = self.generation.number
         with ThreadPoolExecutor(max_workers=1) as beside:
             kept = beside.submit(lambda: self.log.keep_ruleset(number, ruleset()))

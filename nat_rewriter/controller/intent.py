@@ -70,9 +70,10 @@ def read_change(policy: Policy, nft: Nft, claims: ReadClaims = read_claims) -> C
     A table that is made anew starts with what the old one recorded, and with the claims of all flows.
     """
     outlined = outline(policy)
+    skeleton = outlined.skeleton()
     with ThreadPoolExecutor(max_workers=1) as beside:  # it is work for another process
-        tried_out = beside.submit(nft.listing_of, outlined.table, outlined.skeleton)
-        wanted = outlined.ruleset()
+        tried_out = beside.submit(nft.listing_of, outlined.table, skeleton)
+        wanted = outlined.ruleset(skeleton)
         live = nft.read(wanted.table)
         listing = tried_out.result()
     recorded = None

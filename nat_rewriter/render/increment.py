@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from nat_rewriter.model.policy import Policy, SnatRule
 from nat_rewriter.model.slices import PortRange, Protocol, Slice
-from nat_rewriter.render.table import render
+from nat_rewriter.render.table import outline
 
 _NUMBERED = ("clients", "addresses", "sources")  # sets whose names say which run of rules they are of
 
@@ -54,13 +54,14 @@ def differences(before: Policy, after: Policy) -> list[Difference] | None:
     chains = {
         ports for one in (before, after) for owned in one.slices if owned.name not in kept for ports in owned.ranges
     }
-    old, new = (render(replace(one, slices=_needed(one.slices, kept, chains))) for one in (before, after))
-    if old.skeleton != new.skeleton or old.elements.keys() != new.elements.keys():
+    old, new = (outline(replace(one, slices=_needed(one.slices, kept, chains))) for one in (before, after))
+    was, will = old.elements(), new.elements()
+    if old.shape != new.shape or was.keys() != will.keys():
         return None
     return [
-        _difference(name, was, new.elements[name])
-        for name, was in old.elements.items()
-        if name not in old.dynamic and was != new.elements[name]
+        _difference(name, held, will[name])
+        for name, held in was.items()
+        if name not in old.dynamic and held != will[name]
     ]
 
 

@@ -53,6 +53,12 @@ class Rewriting:
     source_sets: dict[str, dict[str, str]] = field(default_factory=dict)
     chains: dict[str, str] = field(default_factory=dict)  # name -> where its one rule rewrites to (6)
 
+    @property
+    def shape(self) -> object:
+        """All but the elements."""
+        names = (*self.client_maps, *self.address_maps, *self.source_sets)
+        return self.strips_timestamps, self.statements, self.chains, [(name, self.flags(name)) for name in names]
+
     def flags(self, name: str) -> str:
         """Return the nft flags of a map or set by clients: a hash where all are hosts, an interval tree otherwise."""
         keys = self.client_maps.get(name) or self.address_maps.get(name) or self.source_sets[name]

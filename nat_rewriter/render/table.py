@@ -56,6 +56,12 @@ class Family(IpVersion):
         }
 
     @property
+    def shape(self) -> object:
+        """All that the templates look at."""
+        ranges = self.keep_ranges if self.number == 6 else []
+        return self.number, self.rewriting.shape, self.spills, ranges, bool(self.draining)
+
+    @property
     def keep_ranges(self) -> list[PortRange]:
         """The distinct port ranges of the slices, each a chain where maps cannot hold ranges."""
         return ownership.keep_ranges(self.slices)
@@ -63,33 +69,51 @@ class Family(IpVersion):
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A wanted table without what its sets hold: enough to try it out while their elements are rendered."""
+    """A policy as its table holds it, IP version by IP version: what skeleton and elements are made of."""
 
     policy: Policy
     families: Sequence[Family]
-    skeleton: str
 
     @property
     def table(self) -> str:
         """The name of the table."""
         return self.policy.controller.table
 
-    def ruleset(self) -> Ruleset:
-        """Return the whole."""
-        dynamic = {f"{name}{family.number}" for name in ("strays", "claims") for family in self.families}
-        dynamic |= {SETTLED, *_marked_sets(self.policy, self.families)}
-        return Ruleset(self.table, self.skeleton, _elements(self.policy, self.families), frozenset(dynamic))
+    @property
+    def shape(self) -> object:
+        """All that the templates look at: outlines of one shape have one skeleton, and none has to be written out."""
+        policy = self.policy
+        settings = (policy.controller, Parts.of(policy), policy.proxies, bool(policy.dnat), bool(policy.draining))
+        return settings, [family.shape for family in self.families]
+
+    @property
+    def dynamic(self) -> frozenset[str]:
+        """The names of the sets that packets fill."""
+        found = {f"{name}{family.number}" for name in ("strays", "claims") for family in self.families}
+        return frozenset(found | {SETTLED, *_marked_sets(self.policy, self.families)})
+
+    def skeleton(self) -> str:
+        """Return the table with empty sets, as nft text."""
+        return _fill(self.policy, self.families, {})
+
+    def elements(self) -> dict[str, SetElements]:
+        """Return what the sets hold."""
+        return _elements(self.policy, self.families)
+
+    def ruleset(self, skeleton: str) -> Ruleset:
+        """Return the whole, with its skeleton as it is."""
+        return Ruleset(self.table, skeleton, self.elements(), self.dynamic)
 
 
 def outline(policy: Policy) -> Outline:
-    """Return the skeleton of the ruleset that a policy means, and how to go on from there."""
-    families = _families(policy)
-    return Outline(policy, families, _fill(policy, families, {}))
+    """Return how the table of a policy is laid out."""
+    return Outline(policy, _families(policy))
 
 
 def render(policy: Policy) -> Ruleset:
     """Return the ruleset that a policy means: a skeleton with empty sets, and their elements."""
-    return outline(policy).ruleset()
+    outlined = outline(policy)
+    return outlined.ruleset(outlined.skeleton())
 
 
 def ruleset_text(policy: Policy) -> str:

@@ -11,7 +11,7 @@ from nat_rewriter.config.edit import Mentions, edit_between, excerpt, frame_of
 from nat_rewriter.errors import ConfigError
 from nat_rewriter.model.ruleset import LiveTable, Ruleset
 from nat_rewriter.plan import set_changes
-from nat_rewriter.render import render
+from nat_rewriter.render import outline, render
 from nat_rewriter.render.increment import Difference, differences
 
 ADDRESSES = {4: "198.51.100.{}", 6: "2001:db8::{}"}
@@ -208,3 +208,10 @@ def test_any_edit(edit: tuple[bytes, bytes]) -> None:
         assert_as_the_whole(before, after)
     else:
         assert told(before, after) is None
+
+
+@given(some_edit())
+def test_outlines_of_one_shape_have_one_skeleton(edit: tuple[bytes, bytes]) -> None:
+    assume(is_sound(edit[0]) and is_sound(edit[1]))
+    before, after = (outline(read_policy(text)) for text in edit)
+    assert (before.shape == after.shape) == (before.skeleton() == after.skeleton())

@@ -6,6 +6,7 @@ committed. That the kernel takes each of them is shown in tests/contract.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -16,7 +17,7 @@ from nat_rewriter import __version__
 from nat_rewriter.config import read_policy
 from nat_rewriter.model.policy import Policy
 from nat_rewriter.model.ruleset import Ruleset
-from nat_rewriter.render import render, ruleset_text
+from nat_rewriter.render import outline, render, ruleset_text
 
 GOLDEN = Path(__file__).with_name("golden")
 CONFIGURATIONS = sorted(path.stem for path in GOLDEN.glob("*.toml"))
@@ -45,6 +46,12 @@ def chain(ruleset: Ruleset, name: str) -> list[str]:
     assert found, f"no chain {name} in:\n{ruleset.skeleton}"
     lines = [line.strip() for line in found[1].splitlines()]
     return [line for line in lines if not line.startswith(("#", "type "))]
+
+
+def test_what_differs_in_its_skeleton_differs_in_its_shape() -> None:
+    outlines = [outline(read_policy(GOLDEN / f"{name}.toml")) for name in CONFIGURATIONS]
+    for one, other in itertools.combinations(outlines, 2):
+        assert (one.skeleton() == other.skeleton()) or one.shape != other.shape
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
