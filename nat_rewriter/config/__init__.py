@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nat_rewriter.config import values
 from nat_rewriter.config.dnat import read_dnat
-from nat_rewriter.config.inbound import read_inbound
-from nat_rewriter.config.pools import read_pools, read_store
-from nat_rewriter.config.proxy import read_proxies
-from nat_rewriter.config.route import read_route
 from nat_rewriter.config.section import Report, Section
-from nat_rewriter.config.slices import read_slices
+from nat_rewriter.config.slices import SlicesByName, read_slices
 from nat_rewriter.config.snat import read_snat
 from nat_rewriter.config.source import Document, parse_document, read_bytes
 from nat_rewriter.errors import ConfigError
 from nat_rewriter.model.policy import Coexist, Controller, Guard, Policy, Timeouts
+from nat_rewriter.model.slices import Slice
+
+if TYPE_CHECKING:
+    from nat_rewriter.model.inbound import Inbound
+    from nat_rewriter.model.pools import Demand, Pool, StoreAddress
+    from nat_rewriter.model.proxies import Proxy
+    from nat_rewriter.model.route import Route
 
 __all__ = ["check_document", "read_policy"]
 
@@ -49,14 +54,13 @@ def check_document(document: Document, file: str, *, needs_slices: bool = True) 
     coexist = controller.coexist if settings and settings.sound("coexist") else None
     slices = read_slices(root, coexist, needed=needs_slices and not root.has("pool"))
     owned = tuple(each for each in slices.values() if each)
-    pools, store = read_pools(root, owned), read_store(root)
-    inbound = read_inbound(root, pools)
+    pools, store, inbound = _read_pools(root, owned)
     snat = read_snat(root, slices, pools)
     dnat = read_dnat(root, slices)
-    route = read_route(root, slices)
+    route = _read_route(root, slices)
     if settings and route and controller.local_mark & route.mask:
         settings.refuse("local_mark", "a bit that is not in the mask of [route]")
-    proxies = tuple(read_proxies(root, slices, controller.coexist))
+    proxies = _read_proxies(root, slices, controller.coexist)
     root.refuse_unknown()
     if report.problems:
         raise ConfigError(report.problems)
@@ -64,6 +68,37 @@ def check_document(document: Document, file: str, *, needs_slices: bool = True) 
         controller, owned, tuple(snat), tuple(dnat), pools=pools, store=store, inbound=inbound, route=route,
         proxies=proxies,
     )  # fmt: skip
+
+
+# Most configurations have none of what follows: what reads it is loaded where one has.
+
+
+def _read_pools(
+    root: Section, owned: Sequence[Slice]
+) -> tuple[dict[Pool, Demand], StoreAddress | None, Inbound | None]:
+    if not root.has_any("pool", "store", "inbound"):
+        return {}, None, None
+    from nat_rewriter.config.inbound import read_inbound
+    from nat_rewriter.config.pools import read_pools, read_store
+
+    pools, store = read_pools(root, owned), read_store(root)
+    return pools, store, read_inbound(root, pools)
+
+
+def _read_route(root: Section, slices: SlicesByName) -> Route | None:
+    if not root.has_any("route"):
+        return None
+    from nat_rewriter.config.route import read_route
+
+    return read_route(root, slices)
+
+
+def _read_proxies(root: Section, slices: SlicesByName, coexist: Coexist) -> tuple[Proxy, ...]:
+    if not root.has_any("proxy"):
+        return ()
+    from nat_rewriter.config.proxy import read_proxies
+
+    return tuple(read_proxies(root, slices, coexist))
 
 
 def _read_controller(section: Section) -> Controller:

@@ -89,11 +89,11 @@ def _power_of_two(value: object) -> int:
     return value
 
 
-def read_store(root: Section) -> StoreAddress:
-    """Return where pools are kept; a file of this host where nothing else is said."""
+def read_store(root: Section) -> StoreAddress | None:
+    """Return where pools are kept; None where nothing is said of it."""
     section = root.table("store")
     if section is None or not root.has("store"):
-        return DEFAULT_STORE
+        return None
     url = section.one("url", _url, DEFAULT_STORE)
     store = StoreAddress(
         url.kind, url.path, url.endpoints,

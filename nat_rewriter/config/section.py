@@ -67,6 +67,11 @@ class Section:
         """Tell whether the file has the key, sound or not."""
         return key in self._content
 
+    def has_any(self, *keys: str) -> bool:
+        """Tell whether the file has one of the keys; either is known from now on."""
+        self._asked += keys
+        return not self._content.keys().isdisjoint(keys)
+
     def sound(self, key: str) -> bool:
         """Tell whether nothing was refused at the key."""
         return key not in self._faulty
@@ -164,7 +169,7 @@ class Section:
         """Report every key that nothing asked for, with the known key that is closest."""
         for key in self._content:
             if key not in self._asked:
-                known = ", ".join(sorted(self._asked))
+                known = ", ".join(sorted(set(self._asked)))
                 self.refuse(key, f"a known key{suggestion(key, self._asked)}; known here: {known}")
 
     def _join(self, key: str) -> str:

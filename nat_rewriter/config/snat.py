@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from typing import TYPE_CHECKING
 
 from nat_rewriter.config import values
 from nat_rewriter.config.plain import plain_rule
 from nat_rewriter.config.section import Section, refuse_repeated_names, suggestion
 from nat_rewriter.config.slices import SlicesByName
 from nat_rewriter.model.policy import Network, SnatRule, Spread, Timestamps
-from nat_rewriter.model.pools import Pool
 from nat_rewriter.model.slices import Slice
+
+if TYPE_CHECKING:
+    from nat_rewriter.model.pools import Pool
 
 MATCHES = ("iifname", "oifname", "source", "destination", "mark")
 LAST_MARK = 2**32 - 1

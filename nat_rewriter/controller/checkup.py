@@ -42,7 +42,7 @@ def check_policy(policy: Policy) -> Iterator[Check]:
         yield from check_foreign_binds(policy)
     if policy.route is not None:
         yield from check_route(policy)
-    if policy.pools and policy.store.kind == "etcd":
+    if policy.pools and policy.store and policy.store.kind == "etcd":
         yield check_store(policy.store)
 
 

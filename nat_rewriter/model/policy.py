@@ -6,13 +6,15 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from nat_rewriter.model.inbound import Inbound
-from nat_rewriter.model.pools import DEFAULT_STORE, Demand, Pool, StoreAddress
-from nat_rewriter.model.proxies import Proxy
-from nat_rewriter.model.route import Route
 from nat_rewriter.model.slices import Address, PortRange, Slice
+
+if TYPE_CHECKING:  # most configurations have none of these
+    from nat_rewriter.model.inbound import Inbound
+    from nat_rewriter.model.pools import Demand, Pool, StoreAddress
+    from nat_rewriter.model.proxies import Proxy
+    from nat_rewriter.model.route import Route
 
 Network = IPv4Network | IPv6Network
 # How the names of sets begin that say which flows are marked (Controller.marked_set).
@@ -130,7 +132,8 @@ class Policy:
     """A whole checked configuration. SNAT rules are in file order: the first match wins.
 
     ``draining`` are those of the slices that are being withdrawn: flows that have them go on, no new ones begin. No
-    configuration says so; they are there while a withdrawal is under way.
+    configuration says so; they are there while a withdrawal is under way. ``store`` is where pools are kept, None where
+    nothing is said of it.
     """
 
     controller: Controller
@@ -140,6 +143,6 @@ class Policy:
     draining: tuple[Slice, ...] = ()
     route: Route | None = None
     pools: Mapping[Pool, Demand] = field(default_factory=dict)
-    store: StoreAddress = DEFAULT_STORE
+    store: StoreAddress | None = None
     inbound: Inbound | None = None
     proxies: tuple[Proxy, ...] = ()

@@ -9,14 +9,15 @@ tests.
 
 from __future__ import annotations
 
-from nat_rewriter.model.pools import StoreAddress
+from nat_rewriter.model.pools import DEFAULT_STORE, StoreAddress
 from nat_rewriter.pool.store import PoolStore
 
 __all__ = ["PoolStore", "open_store"]
 
 
-def open_store(address: StoreAddress) -> PoolStore:
-    """Return the store at an address. Raises StateError."""
+def open_store(address: StoreAddress | None) -> PoolStore:
+    """Return the store at an address; None is that of a host that says nothing of it. Raises StateError."""
+    address = address or DEFAULT_STORE
     if address.kind == "sqlite":
         from nat_rewriter.pool.sqlite_store import SqliteStore
 

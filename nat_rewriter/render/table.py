@@ -14,7 +14,6 @@ from nat_rewriter.model.slices import PortRange, Slice
 from nat_rewriter.render import ownership
 from nat_rewriter.render.blocks import Blocks, block_elements, blocks_of, confining_elements, is_in_blocks
 from nat_rewriter.render.parts import Parts
-from nat_rewriter.render.proxying import proxying_of
 from nat_rewriter.render.rewriting import Rewriting, dnat_elements, rewriting_of
 from nat_rewriter.render.spelling import IpVersion
 from nat_rewriter.render.spreading import spread_by_chance
@@ -188,6 +187,8 @@ def _named_elements(policy: Policy, family: Family) -> list[tuple[str, SetElemen
 
 
 def _fill(policy: Policy, families: Sequence[Family], elements: Mapping[str, SetElements]) -> str:
+    from nat_rewriter.render.proxying import proxying_of
+
     return (
         templates()
         .get_template("table.nft.j2")
