@@ -155,6 +155,8 @@ def at_guard(passage: Passage) -> Account:
         return Verdict.PASSES, "stays on this host"
     if not passage.from_soft:
         return Verdict.PASSES, "not from a soft-unicast address"
+    if _answers_a_client(passage):
+        return Verdict.PASSES, "came in as the answer to a client that was rewritten"
     if is_owned(passage.policy, passage.now, passage.ports):
         return Verdict.PASSES, "inside its slice"
     word = "id" if passage.now.has_echo_id else "port"
@@ -164,6 +166,14 @@ def at_guard(passage: Passage) -> Account:
         return Verdict.RECORDS, f"{where}: recorded, counted, and let go"
     passage.settle(Fate.DROPPED, _leak_reason(passage, f"dropped by the guard, {passage.lost}"), end=True)
     return Verdict.DROPS, f"{where}: recorded, counted and dropped"
+
+
+def _answers_a_client(passage: Passage) -> bool:
+    """Tell whether the packet came in, and belongs to a flow of which the client alone was rewritten."""
+    entry = passage.entry
+    if entry is None or entry.original == passage.packet.tuple or passage.origin is not Origin.FORWARDED:
+        return False
+    return entry.status & (Status.SRC_NAT | Status.DST_NAT) == Status.SRC_NAT
 
 
 def _leak_reason(passage: Passage, end: str) -> str:

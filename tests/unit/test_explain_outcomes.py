@@ -17,6 +17,7 @@ from nat_rewriter.explain.objects import explanation_object
 from nat_rewriter.explain.passage import Fate
 from nat_rewriter.explain.situation import Claim, Table
 from nat_rewriter.explain.stations import CHAINS
+from nat_rewriter.model.flows import Status
 from nat_rewriter.model.policy import Coexist, Policy
 from nat_rewriter.model.slices import PortRange
 from nat_rewriter.model.tuples import FlowTuple
@@ -66,6 +67,19 @@ def test_a_held_tuple_in_each_mode(policy: Policy) -> None:
     assert set(fates(one, "forwarded").values()) == {"avoids"}
     assert one.configured.socket.ports == (PortRange(9000, 9009),)
     assert one.flow_type(one.flows[0]) == "nat-flow"
+
+
+def test_an_answer_may_come_from_another_hosts_part_of_a_shared_address() -> None:
+    shared = '[[slice]]\nname = "theirs"\naddress = "203.0.113.1"\nports = ["5000"]\n'
+    one = explained(read_policy((CONFIG + shared).encode(), "test"), TCP, HELD)
+    assert set(fates(one, "inbound").values()) == {"continues"}
+    (guard,) = (step for step in one.configured.inbound.steps if step.station == "guard")
+    assert guard.does == "came in as the answer to a client that was rewritten"
+    led = HELD.flows[0] if HELD.flows else None
+    assert led is not None
+    both = replace(HELD, flows=(replace(led, status=led.status | Status.DST_NAT),))
+    one = explained(read_policy((CONFIG + shared).encode(), "test"), TCP, both)
+    assert set(fates(one, "inbound").values()) == {"dropped"}
 
 
 @pytest.mark.parametrize(("guard", "fate"), [("drop", "dropped"), ("count", "leaked"), ("off", "leaked")])
