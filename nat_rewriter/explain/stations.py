@@ -155,10 +155,10 @@ def at_guard(passage: Passage) -> Account:
         return Verdict.PASSES, "stays on this host"
     if not passage.from_soft:
         return Verdict.PASSES, "not from a soft-unicast address"
-    if _answers_a_client(passage):
-        return Verdict.PASSES, "came in as the answer to a client that was rewritten"
     if is_owned(passage.policy, passage.now, passage.ports):
         return Verdict.PASSES, "inside its slice"
+    if _answers_a_client(passage):
+        return Verdict.PASSES, "came in as the answer to a client that was rewritten"
     word = "id" if passage.now.has_echo_id else "port"
     where = f"{word} {ranges_text(passage.ports)} is outside every slice"
     if passage.policy.controller.guard is Guard.COUNT:
@@ -169,11 +169,12 @@ def at_guard(passage: Passage) -> Account:
 
 
 def _answers_a_client(passage: Passage) -> bool:
-    """Tell whether the packet came in, and belongs to a flow of which the client alone was rewritten."""
+    """Tell whether the packet came in, and belongs to a flow of which the client alone was rewritten, into a slice."""
     entry = passage.entry
     if entry is None or entry.original == passage.packet.tuple or passage.origin is not Origin.FORWARDED:
         return False
-    return entry.status & (Status.SRC_NAT | Status.DST_NAT) == Status.SRC_NAT
+    into_soft = any(owned.address == entry.reply.dst for owned in passage.policy.slices)
+    return into_soft and entry.status & (Status.SRC_NAT | Status.DST_NAT) == Status.SRC_NAT
 
 
 def _leak_reason(passage: Passage, end: str) -> str:

@@ -48,11 +48,12 @@ class Family(IpVersion):
     @property
     def spills(self) -> dict[str, str]:
         """The chains by which a port moves to another range of its slice, and what each does."""
-        return {
+        found = {
             ownership.spill_chain(owned, self.number): spread_by_chance(owned, self.number)
             for owned in self.slices
             if len(owned.ranges) > 1
         }
+        return dict(sorted(found.items()))
 
     @property
     def shape(self) -> object:

@@ -185,6 +185,22 @@ def test_answers_come_from_another_hosts_part_of_a_shared_address(lab: Lab, kind
     assert all(round_trip(flow) for _ in range(3))
 
 
+def test_answers_of_a_host_behind_are_looked_at(lab: Lab) -> None:
+    """It has a shared address itself, and somebody else rewrites whoever calls it into an address of this host."""
+    inside = "198.51.100.99"
+    serve(lab.client, PORT)
+    lab.client.run(["ip", "address", "add", inside, "dev", "lo"])
+    lab.egress.run(["ip", "route", "add", inside, "via", CLIENT])
+    lab.upstream.run(["ip", "route", "add", inside, "via", "100.64.0.2"])
+    lab.egress.nft(
+        f"table ip other {{ chain c {{ type nat hook postrouting priority 90; ip daddr {inside} masquerade; }}; }}"
+    )
+    assert round_trip(lab.server.udp_connect((inside, PORT), src=(SERVER, 0), timeout_s=0.4))
+    there = Slice("inside", ip_address(inside), (OURS,), tuple(Protocol))
+    make(lab, configuration([*slices(OURS), there]))
+    assert not round_trip(lab.server.udp_connect((inside, PORT), src=(SERVER, 0), timeout_s=0.4))
+
+
 @FAMILIES
 @KINDS
 def test_answers_of_a_flow_that_was_led_in_are_cut_with_its_slice(lab: Lab, kind: str, family: int) -> None:

@@ -116,6 +116,13 @@ def test_an_ipv6_slice_with_ports_that_another_one_has() -> None:
     assert told(whole, other(7, slice_text(7, 6, width=1000))) is None
 
 
+def test_slices_of_several_ranges_in_another_order() -> None:
+    two = [slice_text(one).replace('"]', '", "60000-60001"]') for one in (3, 11)]
+    before, after = ([slice_text(0), *each, rule_text(3), rule_text(11)] for each in (two, two[::-1]))
+    assert told(whole_text(before), whole_text(after)) == []
+    assert assert_as_the_whole(whole_text(before), whole_text(after))
+
+
 @pytest.mark.parametrize(
     "other",
     [
