@@ -74,7 +74,7 @@ def _ways(place: Path, count: int, family: int) -> dict[str, Callable[[], Took]]
         "`nft -f` of the same text, in place of itself": lambda: _timed("nft", "-f", str(place / "a.nft")),
         "`nft -f`, a rule for each slice, rewriting alone": lambda: _timed("nft", "-f", str(place / "by_hand.nft")),
         "`natctl apply`, no table before": lambda: _after_deletion(*_natctl("apply", place / "a.toml", *state)),
-        "the same, without the start of the interpreter": lambda: _first(place),
+        "the same, with all its modules loaded before": lambda: _first(place),
         "`natctl apply`, one slice changed": lambda: _timed(*_natctl("apply", place / "b.toml", *state)),
         "`natctl apply`, nothing changed": lambda: _timed(*_natctl("apply", place / "b.toml", *state)),
     }

@@ -1,4 +1,4 @@
-"""A first apply without the start of the interpreter: read, check, render, try out, transaction, read back."""
+"""A first apply in a process that has loaded its modules: read, check, render, try out, transaction, read back."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from nat_rewriter.config import check_document
 from nat_rewriter.config.source import Document, parse_document
@@ -132,7 +131,7 @@ class _Surroundings:
     def gather(self, old: Mapping[str, Sections], new: Mapping[str, Sections]) -> None:
         """Find them: what has a name of the edit, rules beside such rules and their slices, slices of its addresses.
 
-        And slices of its ports, as long as these are chains.
+        And a slice with each of its ranges of ports, where these are chains: with IPv6.
 
         Raises _NotPlain where anything else has a name of it, or where there are too many.
         """
@@ -140,7 +139,7 @@ class _Surroundings:
         named = {start for one in (*slices, *rules) for start in self._mentions(_text(one, "name"))}
         if not all(self._text.startswith((_SLICE, _RULE), start) for start in named):
             raise _NotPlain
-        of_rules = (one for rule in rules for name in _texts(rule, "slices") for one in self._slices_with(name))
+        of_rules = (one for rule in rules for name in _texts(rule, "slices") for _, one in self._slices_with(name))
         named.update(start for one in (*slices, *of_rules) for start in self._alike(one))
         beside = {start for start in named if self._is_rule(start)}
         beside.update(start for each in list(beside) for start in self._rules_beside(each, each))
@@ -165,14 +164,17 @@ class _Surroundings:
         if ":" not in _text(one, "address"):
             return
         for ports in _texts(one, "ports"):
-            like = (each for each in self._slices_with(ports) if each != one and ":" in _text(each, "address"))
-            for each in islice(like, 1):
-                yield from filter(self._is_rule, self._mentions(_text(each, "name")))
+            for start, like in self._slices_with(ports):
+                if like != one and ":" in _text(like, "address"):
+                    yield start
+                    yield from filter(self._is_rule, self._mentions(_text(like, "name")))
+                    break
 
-    def _slices_with(self, word: str) -> Iterator[Mapping[str, object]]:
+    def _slices_with(self, word: str) -> Iterator[tuple[int, Mapping[str, object]]]:
+        """Yield the slices outside of the edit that have a text, and where each is."""
         for start in self._mentions(word):
             if self._text.startswith(_SLICE, start):
-                yield from _sections(self._add(start))["slice"]
+                yield from ((start, one) for one in _sections(self._section(start))["slice"])
 
     def _add_slices(self, word: str) -> None:
         for start in self._mentions(word):
@@ -183,9 +185,12 @@ class _Surroundings:
         if start not in self._found:
             if len(self._found) >= MOST_SECTIONS:
                 raise _NotPlain
-            end = self._text.find(b"\n[", start) + 1
-            self._found[start] = self._text[start : end or len(self._text)].rstrip() + b"\n"
+            self._found[start] = self._section(start)
         return self._found[start]
+
+    def _section(self, start: int) -> bytes:
+        end = self._text.find(b"\n[", start) + 1
+        return self._text[start : end or len(self._text)].rstrip() + b"\n"
 
     def _mentions(self, word: str) -> list[int]:
         """Return the first bytes of the sections outside of the edit that have a text, each maybe more than once."""

@@ -7,9 +7,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nat_rewriter.controller.generations import GenerationLog, Record, Warn
+from nat_rewriter.controller.generations import GenerationLog, Warn
 from nat_rewriter.controller.in_force import note_in_force
 from nat_rewriter.controller.intent import Change, read_change, run_change
+from nat_rewriter.controller.record import Record
 from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.kernel.confirm_socket import is_waiting
 from nat_rewriter.kernel.lock import table_lock

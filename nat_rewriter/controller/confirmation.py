@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
 from typing import Any, Self
 
-from nat_rewriter.controller.generations import Record
+from nat_rewriter.controller.record import Record
 from nat_rewriter.controller.way_back import WayBack, go_back
 from nat_rewriter.errors import NatctlError
 from nat_rewriter.kernel import confirm_socket

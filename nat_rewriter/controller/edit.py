@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from nat_rewriter.config.edit import Edit, Excerpt, Mentions, edit_between, excerpt
-from nat_rewriter.controller.generations import GenerationLog, Record, Warn
+from nat_rewriter.controller.generations import GenerationLog, Warn
 from nat_rewriter.controller.in_force import InForce, note_in_force, read_in_force
+from nat_rewriter.controller.record import Record
 from nat_rewriter.controller.settling import PROTOCOLS, is_unsettling, strayless
 from nat_rewriter.errors import NatctlError, NftError, RulesetMoved
 from nat_rewriter.kernel.confirm_socket import is_waiting

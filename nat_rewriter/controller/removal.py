@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from nat_rewriter.controller.apply import held_table
 from nat_rewriter.controller.confirmation import Word, decide
-from nat_rewriter.controller.generations import GenerationLog, Record, Warn
+from nat_rewriter.controller.generations import GenerationLog, Warn
 from nat_rewriter.controller.marking import unmark_all
+from nat_rewriter.controller.record import Record
 from nat_rewriter.controller.sysctls import restore_sysctls
 from nat_rewriter.kernel.confirm_socket import is_waiting
 from nat_rewriter.kernel.inbound import Handover

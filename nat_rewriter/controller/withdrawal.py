@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from nat_rewriter.controller.apply import generation_ruleset, held_table
-from nat_rewriter.controller.generations import GenerationLog, Record, Warn
+from nat_rewriter.controller.generations import GenerationLog, Warn
 from nat_rewriter.controller.intent import Change, read_change, run_change
+from nat_rewriter.controller.record import Record
 from nat_rewriter.detect.keys import is_among, original_keys, socket_keys, tuple_keys
 from nat_rewriter.detect.observation import Rows, no_flows
 from nat_rewriter.detect.ownership import NOBODY, SliceIndex

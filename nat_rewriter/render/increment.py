@@ -55,13 +55,11 @@ def differences(before: Policy, after: Policy) -> list[Difference] | None:
         ports for one in (before, after) for owned in one.slices if owned.name not in kept for ports in owned.ranges
     }
     old, new = (outline(replace(one, slices=_needed(one.slices, kept, chains))) for one in (before, after))
-    was, will = old.elements(), new.elements()
+    was, will, dynamic = old.elements(), new.elements(), old.dynamic
     if old.shape != new.shape or was.keys() != will.keys():
         return None
     return [
-        _difference(name, held, will[name])
-        for name, held in was.items()
-        if name not in old.dynamic and held != will[name]
+        _difference(name, held, will[name]) for name, held in was.items() if name not in dynamic and held != will[name]
     ]
 
 

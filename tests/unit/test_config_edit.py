@@ -116,6 +116,20 @@ def test_an_ipv6_slice_with_ports_that_another_one_has() -> None:
     assert told(whole, other(7, slice_text(7, 6, width=1000))) is None
 
 
+def test_ipv4_slices_with_the_ports_of_an_ipv6_one_have_nothing_to_do_with_it() -> None:
+    ipv4 = [slice_text(one).replace(f'"s{one}"', f'"t{one}"') for one in range(64)]
+    sections = [*ipv4, *sections_of(6)]
+    before, sections[64 + 7] = whole_text(sections), slice_text(7, 6).replace("db8::1", "db8::9")
+    after = whole_text(sections)
+    assert assert_as_the_whole(before, after)
+    frame, edit = frame_of(before), edit_between(before, after)
+    assert frame is not None
+    assert edit is not None
+    found = excerpt(before, edit, frame)
+    assert found is not None
+    assert not any(one.address.version == 4 for one in found.after.slices)
+
+
 def test_slices_of_several_ranges_in_another_order() -> None:
     two = [slice_text(one).replace('"]', '", "60000-60001"]') for one in (3, 11)]
     before, after = ([slice_text(0), *each, rule_text(3), rule_text(11)] for each in (two, two[::-1]))

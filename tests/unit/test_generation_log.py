@@ -15,10 +15,10 @@ from nat_rewriter.config import read_policy
 from nat_rewriter.controller.generations import (
     KEPT,
     GenerationLog,
-    Record,
     generation_from_object,
     generation_object,
 )
+from nat_rewriter.controller.record import Record
 from nat_rewriter.errors import NatctlError, StateError
 from nat_rewriter.kernel import store
 from nat_rewriter.model.generations import Configuration, Generation, Outcome, Place
